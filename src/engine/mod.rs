@@ -1,0 +1,288 @@
+//! Tells which sockets are ready, and moves bytes between them.
+//!
+//! One engine serves one thread. It is readiness-driven: each socket is watched once, edge-triggered, and then read and
+//! written with plain non-blocking calls until they say that they would block. Two engines do this alike: a ring with
+//! multishot polls ([`uring`]) and its twin on epoll ([`epoll`]) for hosts that refuse rings. [`probe`] chooses.
+//!
+//! The engine sits inside a runtime that does everything of low rate. Its [`Doorbell`] tells the runtime that there is
+//! something to [`Engine::poll`]. Deliberately absent: what a socket is for. A [`Token`] is the caller's business.
+
+mod epoll;
+mod pipes;
+mod pump;
+mod uring;
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use tokio::io::unix::AsyncFd;
+
+use epoll::Epoll;
+pub use pipes::Pipes;
+pub use pump::{Outcome, Pump, Shared};
+use uring::Uring;
+
+/// Names a watched socket in events: a slot of the caller's table, the generation of what sits there, and its role there.
+/// An event of a socket that was forgotten may still be on its way: the generation tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token {
+    pub slot: u32,
+    /// Counts up for each new tenant of a slot; 24 bits are kept.
+    pub generation: u32,
+    /// 4 bits are kept.
+    pub role: u8,
+}
+
+impl Token {
+    const GENERATION_MASK: u32 = (1 << 24) - 1;
+    const ROLE_MASK: u8 = (1 << 4) - 1;
+
+    /// The token as it comes back from the engine, with generation and role cut to what is kept.
+    #[must_use]
+    pub fn new(slot: u32, generation: u32, role: u8) -> Self {
+        Self { slot, generation: generation & Self::GENERATION_MASK, role: role & Self::ROLE_MASK }
+    }
+
+    /// slot 32 | generation 24 | role 4 | free for the engine 4
+    fn pack(self) -> u64 {
+        u64::from(self.slot) << 32 | u64::from(self.generation) << 8 | u64::from(self.role) << 4
+    }
+
+    fn unpack(bits: u64) -> Self {
+        Self::new((bits >> 32) as u32, (bits >> 8) as u32, (bits >> 4) as u8)
+    }
+}
+
+#[derive(Debug)]
+pub enum Event {
+    Ready(Token, Readiness),
+    /// A connection, accepted non-blocking. Whoever gets it serves it or closes it.
+    Accepted(Token, OwnedFd),
+    /// The watch has ended by itself and must be set again: the engine was overrun.
+    Disarmed(Token),
+    /// Accepting has stopped and starts again by [`Engine::accept`].
+    AcceptFailed(Token, io::Error),
+}
+
+/// What has changed on a socket. Edge-triggered: it is not told again before the socket has said that it would block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Readiness {
+    pub readable: bool,
+    pub writable: bool,
+    /// The peer has ended its half: reading will come to the end of the stream.
+    pub ended: bool,
+    /// The connection has failed; the next call on the socket tells how.
+    pub failed: bool,
+}
+
+impl Readiness {
+    /// The bits of poll(2); those of epoll are the same.
+    const INTEREST: u32 = (libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP) as u32;
+
+    fn from_bits(bits: u32) -> Self {
+        let any = |of: libc::c_short| bits & of as u32 != 0;
+        let failed = any(libc::POLLERR);
+        let ended = any(libc::POLLRDHUP | libc::POLLHUP);
+        Self { readable: any(libc::POLLIN) || ended || failed, writable: any(libc::POLLOUT) || failed, ended, failed }
+    }
+}
+
+/// Which engine is wanted. Default: `Auto`, the best one that this host allows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Choice {
+    #[default]
+    Auto,
+    Uring,
+    Epoll,
+}
+
+/// Which engine it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Kind {
+    /// A ring that runs its work when we ask for it. Linux 6.1.
+    UringDeferred,
+    /// A ring that runs its work on our way into the kernel. Linux 5.19.
+    UringCooperative,
+    Epoll,
+}
+
+impl Kind {
+    #[must_use]
+    pub fn is_uring(self) -> bool {
+        self != Self::Epoll
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::UringDeferred => "uring",
+            Self::UringCooperative => "uring (cooperative)",
+            Self::Epoll => "epoll",
+        })
+    }
+}
+
+/// Finds the best engine that `choice` and this host allow. The second value says why it is epoll, if `choice` was `Auto`
+/// and the host refused a ring. A ring without either flag is never taken: it costs more than epoll.
+///
+/// # Errors
+/// What `io_uring_setup` said, when a ring was asked for.
+pub fn probe(choice: Choice) -> io::Result<(Kind, Option<io::Error>)> {
+    if choice == Choice::Epoll {
+        return Ok((Kind::Epoll, None));
+    }
+    let refusal = match Uring::probe(Kind::UringDeferred) {
+        Ok(()) => return Ok((Kind::UringDeferred, None)),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => match Uring::probe(Kind::UringCooperative) {
+            Ok(()) => return Ok((Kind::UringCooperative, None)),
+            Err(error) => error,
+        },
+        Err(error) => error,
+    };
+    if choice == Choice::Uring { Err(refusal) } else { Ok((Kind::Epoll, Some(refusal))) }
+}
+
+#[derive(Debug)]
+pub struct Engine(Twin);
+
+#[derive(Debug)]
+enum Twin {
+    Uring(Box<Uring>),
+    Epoll(Epoll),
+}
+
+impl Engine {
+    /// An engine for about `sockets` watched sockets; more are allowed and cost a little.
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENOMEM`, or the refusal of a host that has changed its mind since the probe.
+    pub fn new(kind: Kind, sockets: usize) -> io::Result<Self> {
+        Ok(Self(match kind {
+            Kind::Epoll => Twin::Epoll(Epoll::new()?),
+            ring => Twin::Uring(Box::new(Uring::new(ring, sockets)?)),
+        }))
+    }
+
+    /// What the runtime waits on.
+    ///
+    /// # Errors
+    /// `EMFILE`; or there is no runtime.
+    pub fn doorbell(&self) -> io::Result<Doorbell> {
+        let fd = match &self.0 {
+            Twin::Uring(uring) => uring.bell(),
+            Twin::Epoll(epoll) => epoll.bell(),
+        };
+        Doorbell::new(fd.try_clone_to_owned()?)
+    }
+
+    /// Watches a socket from now on. What it is ready for at this moment is told too.
+    ///
+    /// # Errors
+    /// `ENOMEM`, `ENOSPC`: the socket is not watched.
+    pub fn watch(&mut self, socket: BorrowedFd<'_>, token: Token) -> io::Result<()> {
+        match &mut self.0 {
+            Twin::Uring(uring) => uring.watch(socket, token),
+            Twin::Epoll(epoll) => epoll.watch(socket, token),
+        }
+    }
+
+    /// Ends the watch and closes the socket.
+    pub fn forget(&mut self, socket: OwnedFd, token: Token) {
+        match &mut self.0 {
+            Twin::Uring(uring) => uring.forget(socket, token),
+            Twin::Epoll(_) => drop(socket), // the last descriptor takes its watch with it
+        }
+    }
+
+    /// Accepts connections on `listener` from now on, until it fails or is stopped.
+    ///
+    /// # Errors
+    /// As [`Self::watch`].
+    pub fn accept(&mut self, listener: BorrowedFd<'_>, token: Token) -> io::Result<()> {
+        match &mut self.0 {
+            Twin::Uring(uring) => uring.accept(listener, token),
+            Twin::Epoll(epoll) => epoll.accept(listener, token),
+        }
+    }
+
+    /// Accepts no more. Connections that were accepted at that moment are still told.
+    pub fn stop_accepting(&mut self, token: Token) {
+        match &mut self.0 {
+            Twin::Uring(uring) => uring.stop_accepting(token),
+            Twin::Epoll(epoll) => epoll.stop_accepting(token),
+        }
+    }
+
+    /// Adds what has happened to `events`, without waiting.
+    ///
+    /// # Errors
+    /// None that a running engine is known to meet; the worker cannot go on.
+    pub fn poll(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
+        match &mut self.0 {
+            Twin::Uring(uring) => uring.poll(events),
+            Twin::Epoll(epoll) => epoll.poll(events),
+        }
+    }
+
+    /// Asks for the doorbell before waiting for it. `false`: something has happened already, poll again instead.
+    pub fn prepare_to_wait(&mut self) -> bool {
+        match &mut self.0 {
+            Twin::Uring(uring) => uring.prepare_to_wait(),
+            Twin::Epoll(_) => true, // the bell is the poll set itself
+        }
+    }
+}
+
+/// Errors of accept that say nothing about the next connection. Linux passes network errors of the new socket on, too
+/// (accept(2)).
+fn speaks_of_one_connection(error: &io::Error) -> bool {
+    let one = [
+        libc::ECONNABORTED,
+        libc::EPERM,
+        libc::EPROTO,
+        libc::ENOPROTOOPT,
+        libc::ENETDOWN,
+        libc::EHOSTDOWN,
+        libc::ENONET,
+        libc::EHOSTUNREACH,
+        libc::EOPNOTSUPP,
+        libc::ENETUNREACH,
+        libc::EINTR,
+    ];
+    error.raw_os_error().is_some_and(|code| one.contains(&code))
+}
+
+/// Rings when the engine has something to tell.
+#[derive(Debug)]
+pub struct Doorbell(AsyncFd<OwnedFd>);
+
+impl Doorbell {
+    fn new(fd: OwnedFd) -> io::Result<Self> {
+        // SAFETY: the descriptor is owned by the AsyncFd, and nothing replaces it before the AsyncFd is dropped.
+        Ok(Self(unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) }?))
+    }
+
+    /// Waits for the next ring. Nothing is read from the descriptor: the runtime watches it edge-triggered.
+    ///
+    /// # Errors
+    /// When the runtime is shutting down.
+    pub async fn rung(&self) -> io::Result<()> {
+        self.0.readable().await?.clear_ready();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_comes_back_from_its_bits() {
+        for token in [Token::new(0, 0, 0), Token::new(u32::MAX, u32::MAX, u8::MAX), Token::new(7, 1 << 23, 9)] {
+            assert_eq!(Token::unpack(token.pack()), token);
+            assert_eq!(token.pack() & 0xf, 0, "four bits are the engine's own");
+        }
+    }
+}

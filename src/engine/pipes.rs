@@ -1,0 +1,43 @@
+//! The pipes of a worker. A direction borrows one while bytes are in flight and gives it back empty.
+
+use crate::sys::pipe::Pipe;
+
+/// Pipes at rest, and how many there are in all: at `max` nobody gets another one, and copies instead.
+#[derive(Debug)]
+pub struct Pipes {
+    at_rest: Vec<Pipe>,
+    alive: usize,
+    max: usize,
+}
+
+impl Pipes {
+    #[must_use]
+    pub fn new(max: usize) -> Self {
+        Self { at_rest: Vec::new(), alive: 0, max }
+    }
+
+    /// An empty pipe, or `None` when there is none to be had: the bound is reached, descriptors have run out, or this user
+    /// has so many pipes that the kernel makes small ones.
+    pub(super) fn borrow(&mut self) -> Option<Pipe> {
+        if let Some(pipe) = self.at_rest.pop() {
+            return Some(pipe);
+        }
+        if self.alive >= self.max {
+            return None;
+        }
+        let pipe = Pipe::new().ok()?;
+        self.alive += 1;
+        Some(pipe)
+    }
+
+    /// Takes an empty pipe back.
+    pub(super) fn give_back(&mut self, pipe: Pipe) {
+        self.at_rest.push(pipe);
+    }
+
+    /// Closes a pipe that still holds bytes: the next borrower must not meet them.
+    pub(super) fn close(&mut self, pipe: Pipe) {
+        drop(pipe);
+        self.alive -= 1;
+    }
+}

@@ -1,0 +1,203 @@
+//! The data ring: one multishot poll per socket, one multishot accept per listener.
+//!
+//! Kernel rules that shaped it:
+//! * A poll holds its file: closing the descriptor neither sends FIN nor frees the port while the poll lives. So every watch
+//!   is removed, and callers end or reset a socket themselves before they let it go.
+//! * Removing a poll that is firing at that moment answers EALREADY: it is removed again.
+//! * A multishot request whose completion found no room ends, which its missing MORE flag tells: it is armed again.
+//! * With DEFER_TASKRUN nothing happens outside our own `io_uring_enter`, and the eventfd is signalled when the first piece of
+//!   work is queued, unless notifications are off. They are on only while the worker waits.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use io_uring::squeue::Flags;
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::{Event, Kind, Readiness, Token};
+use crate::sys;
+
+/// Requests per submission. A full queue is submitted early, so this bounds nothing else.
+const SUBMISSIONS: u32 = 1024;
+
+/// Completions the ring holds: two sockets a connection tell one each per turn. The kernel keeps what does not fit on a list
+/// and hands it over later, at some cost, so the upper bound (1 MiB of ring) is safe too.
+const COMPLETIONS_MIN: u32 = 4096;
+const COMPLETIONS_MAX: u32 = 65536;
+
+/// What the four low bits of `user_data` say.
+const OP_WATCH: u64 = 0;
+const OP_FORGET: u64 = 1;
+const OP_ACCEPT: u64 = 2;
+const OP_STOP: u64 = 3;
+const OP_MASK: u64 = 15;
+
+pub(super) struct Uring {
+    ring: IoUring,
+    bell: EventFd,
+    /// Listeners that accept now, to arm them again; a handful.
+    listeners: Vec<(Token, RawFd)>,
+}
+
+impl std::fmt::Debug for Uring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Uring").field("listeners", &self.listeners).finish_non_exhaustive()
+    }
+}
+
+impl Uring {
+    /// Whether this host allows such a ring.
+    pub(super) fn probe(kind: Kind) -> io::Result<()> {
+        build(kind, 8, 16).map(drop)
+    }
+
+    pub(super) fn new(kind: Kind, sockets: usize) -> io::Result<Self> {
+        let completions = u32::try_from(2 * sockets).unwrap_or(u32::MAX).clamp(COMPLETIONS_MIN, COMPLETIONS_MAX);
+        let ring = build(kind, SUBMISSIONS, completions.next_power_of_two())?;
+        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        ring.submitter().register_eventfd(bell.as_fd().as_raw_fd())?;
+        Ok(Self { ring, bell, listeners: Vec::new() })
+    }
+
+    pub(super) fn bell(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    pub(super) fn watch(&mut self, socket: BorrowedFd<'_>, token: Token) -> io::Result<()> {
+        let poll = opcode::PollAdd::new(types::Fd(socket.as_raw_fd()), Readiness::INTEREST).multi(true);
+        self.push(poll.build().user_data(token.pack() | OP_WATCH))
+    }
+
+    pub(super) fn forget(&mut self, socket: OwnedFd, token: Token) {
+        self.remove_watch(token.pack() | OP_WATCH);
+        // The request above is known by its user data: the number of the descriptor may be given away at once.
+        drop(socket);
+    }
+
+    fn remove_watch(&mut self, watch: u64) {
+        let remove = opcode::PollRemove::new(watch).build().flags(Flags::SKIP_SUCCESS);
+        if let Err(error) = self.push(remove.user_data(watch | OP_FORGET)) {
+            tracing::error!(%error, "a closed socket stays watched");
+        }
+    }
+
+    pub(super) fn accept(&mut self, listener: BorrowedFd<'_>, token: Token) -> io::Result<()> {
+        self.arm_accept(listener.as_raw_fd(), token)?;
+        self.listeners.push((token, listener.as_raw_fd()));
+        Ok(())
+    }
+
+    fn arm_accept(&mut self, listener: RawFd, token: Token) -> io::Result<()> {
+        let accept = opcode::AcceptMulti::new(types::Fd(listener)).flags(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC);
+        self.push(accept.build().user_data(token.pack() | OP_ACCEPT))
+    }
+
+    pub(super) fn stop_accepting(&mut self, token: Token) {
+        let Some(at) = self.listeners.iter().position(|(listening, _)| *listening == token) else { return };
+        self.listeners.swap_remove(at);
+        let cancel = opcode::AsyncCancel::new(token.pack() | OP_ACCEPT).build();
+        if let Err(error) = self.push(cancel.user_data(token.pack() | OP_STOP)) {
+            tracing::error!(%error, "a listener cannot be stopped");
+        }
+    }
+
+    pub(super) fn poll(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
+        self.enter()?;
+        loop {
+            let Some(completion) = self.ring.completion().next() else { return Ok(()) };
+            self.complete(&completion, events);
+        }
+    }
+
+    fn complete(&mut self, completion: &cqueue::Entry, events: &mut Vec<Event>) {
+        let (token, more) = (Token::unpack(completion.user_data()), cqueue::more(completion.flags()));
+        let result = completion.result();
+        match completion.user_data() & OP_MASK {
+            OP_WATCH if result == -libc::ECANCELED => {} // forgotten
+            OP_WATCH => {
+                // A poll that failed, for want of memory, is told as a failed socket: its owner finds out or closes it.
+                let bits = u32::try_from(result).unwrap_or(libc::POLLERR as u32);
+                events.push(Event::Ready(token, Readiness::from_bits(bits)));
+                if !more {
+                    events.push(Event::Disarmed(token));
+                }
+            }
+            OP_FORGET if result == -libc::EALREADY => self.remove_watch(token.pack() | OP_WATCH),
+            OP_FORGET => {} // ENOENT: the poll had ended by itself
+            OP_ACCEPT => self.accepted(token, result, more, events),
+            _ => {} // OP_STOP
+        }
+    }
+
+    fn accepted(&mut self, token: Token, result: i32, more: bool, events: &mut Vec<Event>) {
+        if result >= 0 {
+            events.push(Event::Accepted(token, sys::process::own(result)));
+        }
+        if result == -libc::ECANCELED {
+            return; // stopped; the same listener may accept again already
+        }
+        let Some(at) = self.listeners.iter().position(|(listening, _)| *listening == token) else { return };
+        if more {
+            return;
+        }
+        let error = io::Error::from_raw_os_error(-result);
+        let rearmed = if result >= 0 || super::speaks_of_one_connection(&error) {
+            self.arm_accept(self.listeners[at].1, token)
+        } else {
+            Err(error)
+        };
+        if let Err(error) = rearmed {
+            self.listeners.swap_remove(at);
+            events.push(Event::AcceptFailed(token, error));
+        }
+    }
+
+    pub(super) fn prepare_to_wait(&mut self) -> bool {
+        self.ring.completion().enable_eventfd();
+        // Work queued before that has not rung the bell; the kernel sets this flag before it looks whether to ring.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        if self.ring.submission().is_empty() && !self.ring.submission().taskrun() && self.ring.completion().is_empty() {
+            return true;
+        }
+        self.ring.completion().disable_eventfd();
+        false
+    }
+
+    /// Submits what is queued and runs the work that has come due, if there is any.
+    fn enter(&mut self) -> io::Result<()> {
+        self.ring.completion().disable_eventfd();
+        match self.ring.submit() {
+            // EBUSY: completions must be taken first, which is what comes next. EAGAIN: short of memory, tried next turn.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => Ok(()),
+            Err(error) => Err(error),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    fn push(&mut self, request: squeue::Entry) -> io::Result<()> {
+        loop {
+            // SAFETY: none of our requests names memory, and the descriptor is open now: the kernel takes its own reference
+            // when it reads the request, which is before the descriptor is closed (`forget` closes sockets whose watch it
+            // removes, by user data).
+            if unsafe { self.ring.submission().push(&request) }.is_ok() {
+                return Ok(());
+            }
+            let before = self.ring.submission().len();
+            self.enter()?;
+            if self.ring.submission().len() == before {
+                return Err(io::Error::from_raw_os_error(libc::EBUSY));
+            }
+        }
+    }
+}
+
+fn build(kind: Kind, submissions: u32, completions: u32) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.setup_single_issuer().setup_taskrun_flag().setup_cqsize(completions).setup_clamp();
+    match kind {
+        Kind::UringDeferred => builder.setup_defer_taskrun(),
+        _ => builder.setup_coop_taskrun(),
+    };
+    builder.build(submissions)
+}

@@ -1,0 +1,99 @@
+//! Every bound and time-out, with its unit and its reason. What a protocol fixes lies beside its protocol in [`crate::proto`].
+
+use std::time::Duration;
+
+/// Time a client has for its whole line, not for each read. Default of `--handshake-timeout`.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time one attempt to reach a backend may take, name look-up included. The ancestor's default of `--timeout`.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Attempts in all. The ancestor's default of `--retry`.
+pub const DIAL_ATTEMPTS: u32 = 1;
+
+/// The most attempts that may be asked for: with the longest time-out they still end within a day.
+pub const DIAL_ATTEMPTS_MAX: u32 = 100;
+
+/// Head start of one address of a name over the next (RFC 8305, section 5, recommends 250 ms).
+pub const DIAL_STAGGER: Duration = Duration::from_millis(250);
+
+/// Addresses of one name that are tried; further ones are left out.
+pub const DIAL_ADDRESSES_MAX: usize = 8;
+
+/// Pause before a socket is asked for again when the process or the host had none left.
+pub const SHORTAGE_PAUSE: Duration = Duration::from_millis(50);
+
+/// A game without a byte in either direction ends after this. Default of `--idle-timeout`. Dead peers are found much
+/// earlier, by keep-alive; this ends what is alive and forgotten.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(2 * 3600);
+
+/// The same when one side has already ended its half. Default of `--half-closed-timeout`.
+pub const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Time a refused client has to take its answer and to end, before the connection is cut.
+pub const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Unread input of a refused client that is thrown away, bytes; more than a client sends by mistake.
+pub const LINGER_BYTES_MAX: usize = 1 << 20;
+
+/// Silence before the first keep-alive probe, and between probes: a dead player is noticed within two minutes.
+pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+pub const KEEPALIVE_PROBES: u32 = 4;
+
+/// Data that stays unacknowledged, or a window that stays shut, for so long means a dead peer. Long enough for a player
+/// whose machine slept or whose Wi-Fi changed; the kernel's own answer is fifteen minutes.
+pub const USER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Connections that may wait in the queue of a listening socket. The kernel cuts it to `net.core.somaxconn`.
+pub const BACKLOG: i32 = 4096;
+
+/// Pause of accepting when descriptors or memory ran out: ten tries a second, no spin.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The most bytes one read takes on the copy path. The ancestor's default of `--buffer`.
+pub const BUFFER_BYTES: usize = 16 * 1024;
+pub const BUFFER_BYTES_MIN: usize = 4 * 1024;
+pub const BUFFER_BYTES_MAX: usize = 1024 * 1024;
+
+/// Pipes a worker may own. An unprivileged user has 1,024 full-sized ones over all processes; 64 serve thousands of
+/// connections, since a pipe is borrowed only while bytes are in flight.
+pub const PIPES_MAX: usize = 64;
+
+/// Descriptors a worker keeps back for everything that is not a game: rings, pipes, logs, name look-ups.
+pub const DESCRIPTORS_RESERVED: u64 = 64 + 2 * PIPES_MAX as u64;
+
+/// The most workers that may be asked for.
+pub const WORKERS_MAX: usize = 256;
+
+/// A worker says that it lives so often, and is replaced after so long a silence.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+pub const HEARTBEAT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A worker that lived so long has started well: its successor starts at once. One that dies earlier is replaced after a
+/// pause that doubles up to the second.
+pub const WORKER_SETTLED: Duration = Duration::from_secs(5);
+pub const RESTART_PAUSE_MIN: Duration = Duration::from_millis(50);
+pub const RESTART_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Time a worker has to report that it accepts; after it the start has failed.
+pub const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A secret of fewer bytes draws a warning: whoever holds one token can try passphrases at leisure.
+pub const SECRET_BYTES_WEAK: usize = 16;
+
+/// The most bytes of a secret, and the most secrets at once: each one costs every line two more decryptions.
+pub const SECRET_BYTES_MAX: usize = 1023; // what `openssl -pass file:` reads of a line
+pub const SECRETS_MAX: usize = 16;
+
+/// Rules of each kind that policy may have: with more, the message that carries them to a worker would not fit.
+pub const RULES_MAX: usize = 1024;
+
+/// The longest message between supervisor and worker, bytes; the kernel's default bound for one is 212,992.
+pub const MESSAGE_BYTES_MAX: usize = 192 * 1024;
+
+/// Turns of the data plane before the runtime has one: under load, asking it costs more than a turn with few events.
+pub const TURNS_MAX: usize = 16;
+
+/// Time a worker that was told to stop has before it is killed.
+pub const STOP_PATIENCE: Duration = Duration::from_secs(2);

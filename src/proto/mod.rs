@@ -1,0 +1,9 @@
+//! What the gateway decides, without socket, clock, file, thread or unsafe: bytes and times come in as arguments.
+
+pub mod evp_bytes_to_key;
+pub mod line;
+pub mod policy;
+pub mod status;
+pub mod target;
+pub mod timers;
+pub mod token;

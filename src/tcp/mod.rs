@@ -1,0 +1,414 @@
+//! A connection's life: `accept -> handshake -> dial -> relay`, or `-> farewell` when it is refused.
+//!
+//! Connections are state machines in a table, driven by the engine's events and by one deadline each. [`Tcp::advance`] shows
+//! the whole life. A state is told what has changed (`note`), does what it can (`step`) and says until when it may stay
+//! (`deadline`). No state is without a deadline.
+
+mod accept;
+mod dial;
+mod farewell;
+mod handshake;
+pub mod names;
+mod relay;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use slab::Slab;
+
+use crate::engine::{Engine, Event, Pipes, Readiness, Shared, Token};
+use crate::limits;
+use crate::proto::policy::Policy;
+use crate::proto::status::Refusal;
+use crate::proto::target::Target;
+use crate::proto::timers::Timers;
+use crate::proto::token::Keyring;
+use crate::sys;
+use accept::Doors;
+use dial::Dial;
+pub use dial::LIVENESS;
+use farewell::Farewell;
+use handshake::Handshake;
+use names::{Found, Names};
+use relay::Relay;
+
+/// What the operator decides about connections.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Settings {
+    pub handshake_timeout: Duration,
+    /// For each attempt.
+    pub dial_timeout: Duration,
+    /// In all, the first one included.
+    pub dial_attempts: u32,
+    pub idle_timeout: Duration,
+    pub half_closed_timeout: Duration,
+    pub buffer_bytes: usize,
+    pub connections_max: usize,
+    pub policy: Policy,
+    /// Where this gateway listens: never a backend, or a line could make it talk to itself for ever.
+    pub own_addresses: Vec<SocketAddr>,
+}
+
+/// All connections of a worker.
+#[derive(Debug)]
+pub struct Tcp {
+    connections: Slab<Connection>,
+    /// Connections that spent their budget and go on in the next turn.
+    again: Vec<Key>,
+    doors: Doors,
+    events: Vec<Event>,
+    context: Context,
+}
+
+/// What the states share.
+#[derive(Debug)]
+struct Context {
+    engine: Engine,
+    timers: Timers,
+    names: Names,
+    shared: Shared,
+    keys: Keyring,
+    settings: Settings,
+    /// Time of this turn.
+    now: Instant,
+    generations: u32,
+}
+
+/// Names a connection for as long as it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    slot: u32,
+    generation: u32,
+}
+
+impl Key {
+    fn token(self, role: u8) -> Token {
+        Token::new(self.slot, self.generation, role)
+    }
+}
+
+/// Role of a client in tokens. Backends have those from [`dial::FIRST_ROLE`] on.
+const CLIENT: u8 = 0;
+
+#[derive(Debug)]
+struct Connection {
+    key: Key,
+    client: Side,
+    /// Known when somebody will read it: asking for it costs a system call.
+    source: Option<SocketAddr>,
+    since: Instant,
+    /// The deadline that is set in the table of timers.
+    timer: Option<Instant>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Handshake(Handshake),
+    Dial(Box<Dial>),
+    Relay(Box<Relay>),
+    Farewell(Farewell),
+}
+
+/// One of the two sockets, and what is known of it. Readiness is told once and remembered here until the socket blocks.
+#[derive(Debug)]
+struct Side {
+    socket: OwnedFd,
+    token: Token,
+    ready: Readiness,
+}
+
+impl Side {
+    fn note(&mut self, news: Readiness) {
+        self.ready.readable |= news.readable;
+        self.ready.writable |= news.writable;
+        self.ready.ended |= news.ended;
+        self.ready.failed |= news.failed;
+    }
+}
+
+/// What follows a step.
+#[derive(Debug)]
+enum Next {
+    /// Nothing before an event or the deadline.
+    Wait,
+    /// There is more to do; it is the others' turn.
+    Again,
+    Dial { target: Target, early: Vec<u8>, completed: Instant },
+    Relay { backend: Side, early: Vec<u8> },
+    Refuse { refusal: Refusal, not_before: Instant },
+    Close(Ending),
+}
+
+/// How a connection ended, for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// Both sides have ended, and each has every byte of the other.
+    Complete,
+    Reset,
+    IdleTooLong,
+    Refused,
+    ClientGone,
+}
+
+impl Tcp {
+    /// # Errors
+    /// When the listeners cannot be watched.
+    pub fn new(
+        engine: Engine,
+        listeners: Vec<OwnedFd>,
+        names: Names,
+        keys: Keyring,
+        settings: Settings,
+    ) -> io::Result<Self> {
+        let now = sys::clock::now();
+        let shared =
+            Shared { buffer: vec![0; settings.buffer_bytes].into(), pipes: Pipes::new(limits::PIPES_MAX) };
+        let context =
+            Context { engine, timers: Timers::new(now), names, shared, keys, settings, now, generations: 0 };
+        let mut tcp = Self {
+            connections: Slab::new(),
+            again: Vec::new(),
+            doors: Doors::new(listeners),
+            events: Vec::new(),
+            context,
+        };
+        tcp.doors.open(&mut tcp.context)?;
+        Ok(tcp)
+    }
+
+    /// Games and handshakes under way.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Accepts whoever has been waiting, and nobody after that.
+    pub fn drain(&mut self) {
+        for client in self.doors.close(&mut self.context) {
+            self.begin(client);
+        }
+    }
+
+    /// Puts new secrets and settings in force, for lines that are not complete yet and games that have not begun.
+    pub fn reload(&mut self, keys: Keyring, settings: Settings) {
+        self.context.keys = keys;
+        self.context.shared.buffer = vec![0; settings.buffer_bytes].into();
+        self.context.settings = settings;
+    }
+
+    /// One turn: events, deadlines, unfinished business. Returns true when there is more to do at once.
+    ///
+    /// # Errors
+    /// When the engine fails; the worker cannot go on.
+    pub fn turn(&mut self) -> io::Result<bool> {
+        self.context.now = sys::clock::now();
+        let mut events = std::mem::take(&mut self.events);
+        self.context.engine.poll(&mut events)?;
+        let busy = !events.is_empty();
+        for event in events.drain(..) {
+            self.handle_event(event);
+        }
+        self.events = events;
+        while let Some(slot) = self.context.timers.pop_expired(self.context.now) {
+            if let Some(connection) = self.connections.get_mut(slot as usize) {
+                connection.timer = None;
+                self.advance(slot);
+            }
+        }
+        for key in std::mem::take(&mut self.again) {
+            if self.knows(key) {
+                self.advance(key.slot);
+            }
+        }
+        self.admit();
+        Ok(busy || !self.again.is_empty() || !self.context.engine.prepare_to_wait())
+    }
+
+    /// When [`Self::turn`] must be called at the latest.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.context.timers.next_deadline().into_iter().chain(self.doors.deadline()).min()
+    }
+
+    /// The answer to a question for an address.
+    pub fn handle_found(&mut self, found: Found) {
+        if self.knows(found.key)
+            && let State::Dial(dial) = &mut self.connections[found.key.slot as usize].state
+        {
+            dial.note_found(found.addresses);
+            self.advance(found.key.slot);
+        }
+    }
+
+    fn handle_event(&mut self, event: Event) {
+        match event {
+            Event::Ready(token, news) => {
+                if let Some(connection) = self.connections.get_mut(token.slot as usize)
+                    && connection.note(token, news)
+                {
+                    self.advance(token.slot);
+                }
+            }
+            Event::Disarmed(token) => {
+                if let Some(connection) = self.connections.get(token.slot as usize) {
+                    connection.watch_again(token, &mut self.context.engine);
+                }
+            }
+            Event::Accepted(_, client) => self.doors.arrive(client),
+            Event::AcceptFailed(token, error) => self.doors.fail(token, &error, &mut self.context),
+        }
+    }
+
+    /// Lets those in who have arrived, as far as there is room.
+    fn admit(&mut self) {
+        while let Some(client) = self.doors.admit(self.connections.len(), &mut self.context) {
+            self.begin(client);
+        }
+    }
+
+    fn begin(&mut self, client: OwnedFd) {
+        let entry = self.connections.vacant_entry();
+        let context = &mut self.context;
+        context.generations = context.generations.wrapping_add(1);
+        let slot = u32::try_from(entry.key()).expect("there are fewer descriptors than slots");
+        let key = Key { slot, generation: Token::new(slot, context.generations, 0).generation };
+        let token = key.token(CLIENT);
+        if let Err(error) = context.engine.watch(client.as_fd(), token) {
+            tracing::warn!(%error, "a client cannot be watched and is let go");
+            return;
+        }
+        let source = tracing::enabled!(tracing::Level::DEBUG).then(|| sys::socket::peer_address(client.as_fd()).ok());
+        let handshake = Handshake::new(context.now + context.settings.handshake_timeout);
+        let timer = Some(handshake.deadline());
+        context.timers.set(slot, handshake.deadline());
+        entry.insert(Connection {
+            key,
+            client: Side { socket: client, token, ready: Readiness::default() },
+            source: source.flatten(),
+            since: context.now,
+            timer,
+            state: State::Handshake(handshake),
+        });
+    }
+
+    fn knows(&self, key: Key) -> bool {
+        self.connections.get(key.slot as usize).is_some_and(|connection| connection.key == key)
+    }
+
+    /// The life of a connection, from here as far as it goes now.
+    fn advance(&mut self, slot: u32) {
+        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
+        let (client, context) = (&mut connection.client, &mut self.context);
+        loop {
+            let next = match &mut connection.state {
+                State::Handshake(handshake) => handshake.step(client, context), // 400, 401
+                State::Dial(dial) => dial.step(client, context),                // 502, 504; 401 for a name that policy forbids
+                State::Relay(relay) => relay.step(client, context),             // 200 is said before its first step
+                State::Farewell(farewell) => farewell.step(client, context),
+            };
+            let old = match next {
+                Next::Wait => {
+                    let deadline = connection.state.deadline();
+                    if connection.timer.replace(deadline) != Some(deadline) {
+                        context.timers.set(slot, deadline);
+                    }
+                    return;
+                }
+                Next::Again => return self.again.push(connection.key),
+                Next::Dial { target, early, completed } => {
+                    let dial = Dial::new(connection.key, target, early, completed, context);
+                    std::mem::replace(&mut connection.state, State::Dial(Box::new(dial)))
+                }
+                Next::Relay { backend, early } => {
+                    let relay = Relay::new(client, backend, early, context);
+                    std::mem::replace(&mut connection.state, State::Relay(Box::new(relay)))
+                }
+                Next::Refuse { refusal, not_before } => {
+                    let farewell = Farewell::new(refusal, not_before, context);
+                    std::mem::replace(&mut connection.state, State::Farewell(farewell))
+                }
+                Next::Close(ending) => return self.close(slot, ending),
+            };
+            old.let_go(context);
+        }
+    }
+
+    fn close(&mut self, slot: u32, ending: Ending) {
+        let connection = self.connections.remove(slot as usize);
+        self.context.timers.cancel(slot);
+        connection.log(ending, self.context.now);
+        connection.state.let_go(&mut self.context);
+        self.context.engine.forget(connection.client.socket, connection.client.token);
+    }
+}
+
+impl State {
+    fn deadline(&self) -> Instant {
+        match self {
+            Self::Handshake(handshake) => handshake.deadline(),
+            Self::Dial(dial) => dial.deadline(),
+            Self::Relay(relay) => relay.deadline(),
+            Self::Farewell(farewell) => farewell.deadline(),
+        }
+    }
+
+    /// Gives back what the state holds beside the client.
+    fn let_go(self, context: &mut Context) {
+        match self {
+            Self::Handshake(_) | Self::Farewell(_) => {}
+            Self::Dial(dial) => dial.let_go(context),
+            Self::Relay(relay) => relay.let_go(context),
+        }
+    }
+}
+
+impl Connection {
+    /// Remembers what has changed. False when it concerns nobody here any more.
+    fn note(&mut self, token: Token, news: Readiness) -> bool {
+        if token == self.client.token {
+            self.client.note(news);
+            return true;
+        }
+        match &mut self.state {
+            State::Dial(dial) => dial.note(token, news),
+            State::Relay(relay) => relay.note(token, news),
+            State::Handshake(_) | State::Farewell(_) => false,
+        }
+    }
+
+    fn watch_again(&self, token: Token, engine: &mut Engine) {
+        let socket = match &self.state {
+            _ if token == self.client.token => Some(self.client.socket.as_fd()),
+            State::Dial(dial) => dial.socket(token),
+            State::Relay(relay) => relay.socket(token),
+            State::Handshake(_) | State::Farewell(_) => None,
+        };
+        if let Some(Err(error)) = socket.map(|socket| engine.watch(socket, token)) {
+            tracing::error!(%error, "a socket is not watched any more; its deadline ends it");
+        }
+    }
+
+    fn log(&self, ending: Ending, now: Instant) {
+        let (up, down) = match &self.state {
+            State::Relay(relay) => relay.moved(),
+            _ => (0, 0),
+        };
+        let refusal = match &self.state {
+            State::Farewell(farewell) => Some(&farewell.refusal),
+            _ => None,
+        };
+        tracing::debug!(
+            source = self.source.map(tracing::field::display),
+            bytes_up = up,
+            bytes_down = down,
+            ms = u64::try_from((now - self.since).as_millis()).unwrap_or(u64::MAX),
+            ?ending,
+            refusal = refusal.map(tracing::field::display),
+            "connection closed"
+        );
+    }
+}

@@ -1,0 +1,133 @@
+//! Relaying: two pumps, one for each direction, until both have ended.
+//!
+//! The end of one side's stream is passed on when the other side has every byte before it, and the other direction goes on. A
+//! connection that fails is passed on as a reset, never as an end: nobody may take half a message for a whole one.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+use super::{Context, Ending, Next, Side};
+use crate::engine::{Outcome, Pump, Readiness, Token};
+use crate::sys::socket;
+
+#[derive(Debug)]
+pub(super) struct Relay {
+    backend: Side,
+    up: Flow,
+    down: Flow,
+    active: Instant,
+    /// When to look whether anything has moved. Not moved with every byte: a look costs less than a timer a byte.
+    look: Instant,
+}
+
+/// One direction.
+#[derive(Debug, Default)]
+struct Flow {
+    pump: Pump,
+    ended: bool,
+}
+
+/// How far a direction came.
+#[derive(Debug, PartialEq, Eq)]
+enum Flown {
+    Blocked,
+    BudgetSpent,
+    Failed,
+}
+
+impl Relay {
+    pub(super) fn new(client: &mut Side, mut backend: Side, early: Vec<u8>, context: &Context) -> Self {
+        client.ready.writable = true;
+        backend.ready.writable = true;
+        Self {
+            backend,
+            up: Flow { pump: Pump::with_first(early), ended: false },
+            down: Flow::default(),
+            active: context.now,
+            look: context.now + context.settings.idle_timeout,
+        }
+    }
+
+    pub(super) fn note(&mut self, token: Token, news: Readiness) -> bool {
+        let ours = token == self.backend.token;
+        if ours {
+            self.backend.note(news);
+        }
+        ours
+    }
+
+    pub(super) fn socket(&self, token: Token) -> Option<BorrowedFd<'_>> {
+        (token == self.backend.token).then(|| self.backend.socket.as_fd())
+    }
+
+    pub(super) fn deadline(&self) -> Instant {
+        self.look
+    }
+
+    /// Bytes moved from the client to the backend, and back.
+    pub(super) fn moved(&self) -> (u64, u64) {
+        (self.up.pump.moved, self.down.pump.moved)
+    }
+
+    pub(super) fn step(&mut self, client: &mut Side, context: &mut Context) -> Next {
+        let before = self.moved();
+        let up = self.up.run(client, &mut self.backend, context);
+        let down = self.down.run(&mut self.backend, client, context);
+        if up == Flown::Failed || down == Flown::Failed {
+            socket::reset(client.socket.as_fd());
+            socket::reset(self.backend.socket.as_fd());
+            return Next::Close(Ending::Reset);
+        }
+        if self.up.ended && self.down.ended {
+            return Next::Close(Ending::Complete);
+        }
+        if self.moved() != before {
+            self.active = context.now;
+        }
+        self.mind_the_clock(context);
+        if self.look <= context.now {
+            return Next::Close(Ending::IdleTooLong);
+        }
+        if up == Flown::BudgetSpent || down == Flown::BudgetSpent { Next::Again } else { Next::Wait }
+    }
+
+    /// Moves the next look to where the last activity allows it.
+    fn mind_the_clock(&mut self, context: &Context) {
+        let half_closed = self.up.ended || self.down.ended;
+        let timeout = if half_closed { context.settings.half_closed_timeout } else { context.settings.idle_timeout };
+        let idle_until = self.active + timeout;
+        if self.look <= context.now || idle_until < self.look {
+            self.look = idle_until;
+        }
+    }
+
+    pub(super) fn let_go(mut self, context: &mut Context) {
+        self.up.pump.release(&mut context.shared);
+        self.down.pump.release(&mut context.shared);
+        context.engine.forget(self.backend.socket, self.backend.token);
+    }
+}
+
+impl Flow {
+    fn run(&mut self, source: &mut Side, sink: &mut Side, context: &mut Context) -> Flown {
+        if self.ended {
+            return Flown::Blocked;
+        }
+        if sink.ready.writable && (source.ready.readable || self.pump.holds_bytes()) {
+            let (from, to) = (source.socket.as_fd(), sink.socket.as_fd());
+            match self.pump.run(from, to, source.ready.ended, &mut context.shared) {
+                Outcome::SourceDry => source.ready.readable = false,
+                Outcome::SinkFull => sink.ready.writable = false,
+                Outcome::BudgetSpent => return Flown::BudgetSpent,
+                Outcome::Ended => {
+                    self.ended = true;
+                    // Fails only when the sink is gone, which its other direction finds out.
+                    let _ = socket::end(to);
+                }
+                Outcome::SourceFailed(_) | Outcome::SinkFailed(_) => return Flown::Failed,
+            }
+        }
+        // A source that failed while its sink is full would be noticed only when the sink has taken what it has.
+        if source.ready.failed && !sink.ready.writable { Flown::Failed } else { Flown::Blocked }
+    }
+}

@@ -1,0 +1,109 @@
+//! `gateway demo`: what it prints is true, what it tells one to type works, and it leaves no process behind.
+mod common;
+
+use common::*;
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+
+#[test]
+fn the_demo_shows_a_token_its_answer_and_an_echo() {
+    let demo = Demo::start();
+    let said = demo.said();
+    assert!(said.split_whitespace().any(|word| word == "200"), "{said}");
+    assert!(said.to_lowercase().contains("echo"), "{said}");
+    let token = said.split_whitespace().find(|word| word.starts_with("U2FsdGVkX1")).expect("a token is shown");
+    assert!(demo.opens(token), "the token shown leads nowhere: {said}");
+}
+
+#[test]
+fn the_command_the_demo_prints_makes_a_token_that_it_opens() {
+    if !tool_or_skip("the_command_the_demo_prints_makes_a_token_that_it_opens", "openssl") {
+        return;
+    }
+    let demo = Demo::start();
+    let output = Command::new("sh").args(["-c", &demo.command()]).output().expect("sh runs");
+    let token: String = String::from_utf8_lossy(&output.stdout).split_whitespace().collect();
+    assert!(token.starts_with("U2FsdGVkX1"), "{output:?}");
+    assert!(demo.opens(&token), "the token made leads nowhere: {token}");
+}
+
+#[test]
+fn an_interrupt_ends_the_demo_and_all_its_processes() {
+    let mut demo = Demo::start();
+    let mut family = vec![demo.child.id()];
+    for i in 0.. {
+        let Some(parent) = family.get(i) else { break };
+        family.extend(children_of(*parent));
+    }
+    assert!(family.len() > 1, "the demo runs in one process tree");
+    signal(demo.child.id(), "INT");
+    let mut status = None;
+    wait_until(
+        || {
+            status = demo.child.try_wait().expect("the child can be waited for");
+            status.is_some()
+        },
+        || "the demo does not end".into(),
+    );
+    assert_eq!(status.and_then(|status| status.code()), Some(0));
+    let lives = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+    wait_until(|| !family.iter().any(lives), || format!("some of {family:?} stay"));
+}
+
+/// A demo that has come as far as its first `200`. Dropping it interrupts it.
+struct Demo {
+    child: Child,
+    directory: tempfile::TempDir,
+}
+
+impl Demo {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let output = std::fs::File::create(directory.path().join("said")).expect("a file for what it says");
+        let child = program()
+            .arg("demo")
+            .current_dir(directory.path())
+            .env("TMPDIR", directory.path())
+            .stdin(Stdio::null())
+            .stdout(output)
+            .spawn()
+            .expect("the demo starts");
+        let demo = Self { child, directory };
+        let complete = |said: &str| said.contains("\n  printf ") && said.contains("200") && said.to_lowercase().contains("echo");
+        wait_until(|| complete(&demo.said()), || format!("the demo said only: {}", demo.said()));
+        demo
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("said")).expect("the file can be read")
+    }
+
+    /// The command it prints for people to try.
+    fn command(&self) -> String {
+        let said = self.said();
+        said.lines().find(|line| line.starts_with("  printf ")).expect("a command is shown").trim().into()
+    }
+
+    /// True when one of the addresses shown is a gateway that answers 200 to this token.
+    fn opens(&self, token: &str) -> bool {
+        let said = self.said();
+        let words = said.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == ':'));
+        let addresses: BTreeSet<SocketAddr> = words.filter_map(|word| word.parse().ok()).collect();
+        addresses.into_iter().any(|address| {
+            let Ok(mut client) = TcpStream::connect(address) else { return false };
+            client.set_read_timeout(Some(PATIENCE)).expect("a time-out can be set");
+            client.write_all(format!("{token}\n").as_bytes()).is_ok() && read_answer(&mut client) == "200"
+        })
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            signal(self.child.id(), "INT");
+            let _ = self.child.wait();
+        }
+    }
+}

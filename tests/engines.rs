@@ -1,0 +1,65 @@
+//! Which engine runs where: io_uring when the kernel allows it, epoll or a clear refusal when it does not.
+mod common;
+
+use common::*;
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
+
+#[test]
+fn the_engine_asked_for_is_the_one_that_runs_and_is_logged() {
+    for engine in ENGINES {
+        let gateway = Gateway::with(&["--engine", engine, "--log-level", "info"]);
+        let _game = gateway.play(echo_backend());
+        let has_ring = links(gateway.worker()).iter().any(|link| link == "anon_inode:[io_uring]");
+        assert_eq!(has_ring, engine == "uring");
+        let said = |line: &str| line.contains("engine") && line.contains(engine);
+        wait_until(|| gateway.log().lines().any(said), || format!("the log does not name {engine}: {}", gateway.log()));
+    }
+}
+
+#[test]
+fn without_io_uring_the_automatic_choice_is_epoll_and_told_once() {
+    for errno in ["EPERM", "ENOSYS"] {
+        let Some(command) = without_io_uring("without_io_uring_the_automatic_choice_is_epoll_and_told_once", errno) else { return };
+        let gateway = Gateway::with_command(command, &["--engine", "auto", "--log-level", "info"]);
+        let mut client = gateway.play(echo_backend());
+        client.write_all(b"hello").expect("it is sent");
+        let mut heard = [0; 5];
+        client.read_exact(&mut heard).expect("it comes back");
+        assert_eq!(&heard, b"hello");
+        let log = gateway.log();
+        assert_eq!(log.lines().filter(|line| line.contains("epoll")).count(), 1, "{errno}: {log}");
+    }
+}
+
+#[test]
+fn without_io_uring_the_ring_is_refused_and_the_cause_is_named() {
+    for (errno, causes) in [("EPERM", &["kernel.io_uring_disabled", "seccomp"][..]), ("ENOSYS", &["io_uring"])] {
+        let Some(command) = without_io_uring("without_io_uring_the_ring_is_refused_and_the_cause_is_named", errno) else { return };
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let said = Gateway::try_start(command, directory, &["--engine", "uring"]).err().expect("it must not start");
+        let status = ExitStatus::from_raw(6 << 8);
+        assert!(said.starts_with(&format!("Ok({status:?})")), "{errno}: not {status}: {said}");
+        assert!(said.contains("error: ") && said.contains("hint: "), "{errno}: {said}");
+        for cause in causes {
+            assert!(said.contains(cause), "{errno}: {cause} is not named: {said}");
+        }
+    }
+}
+
+/// The program in a world where io_uring_setup fails with `errno`.
+fn without_io_uring(test: &str, errno: &str) -> Option<Command> {
+    if !tool_or_skip(test, "strace") {
+        return None;
+    }
+    let program = program();
+    let mut command = Command::new("strace");
+    // -D: the program itself is our child, and signals and exit codes are its own.
+    command.args(["-D", "-f", "-o", "/dev/null", "-e", "trace=io_uring_setup"]);
+    command.args(["-e", &format!("inject=io_uring_setup:error={errno}")]).arg(program.get_program());
+    for (key, _) in program.get_envs() {
+        command.env_remove(key);
+    }
+    Some(command)
+}

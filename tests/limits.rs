@@ -1,0 +1,105 @@
+//! What happens at a limit: those inside go on undisturbed, those outside wait their turn.
+mod common;
+
+use common::*;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+on_both_engines! {
+    fn without_descriptors_the_newcomers_wait_and_the_games_go_on(engine) {
+        if !tool_or_skip("without_descriptors_the_newcomers_wait_and_the_games_go_on", "prlimit") {
+            return;
+        }
+        let gateway = Gateway::start(engine);
+        let worker = gateway.worker();
+        let backend = echo_backend();
+        let mut games: Vec<_> = (0..20).map(|_| gateway.play(backend)).collect();
+
+        let before = descriptor_limit(worker);
+        limit_descriptors(worker, lowest_free_descriptor(worker));
+        let mut newcomers: Vec<_> = (0..50).map(|_| knock(&gateway, backend)).collect();
+        assert!(games.iter_mut().all(echoes));
+        let (logged, used, started) = (gateway.log().lines().count(), cpu_time(worker), Instant::now());
+        watch(Duration::from_secs(2));
+        let seconds = started.elapsed().as_secs_f64();
+        let lines = (gateway.log().lines().count() - logged) as f64 / seconds;
+        let share = (cpu_time(worker) - used).as_secs_f64() / seconds;
+        assert!(lines < 100.0, "{lines:.0} lines a second in the log");
+        assert!(share < 0.2, "the worker uses {:.0} % of a core", share * 100.0);
+        assert!(newcomers.iter().all(waits));
+        assert!(games.iter_mut().all(echoes));
+
+        limit_descriptors(worker, before);
+        for newcomer in &mut newcomers {
+            assert_eq!(read_answer(newcomer), "200");
+            assert!(echoes(newcomer));
+        }
+        assert!(games.iter_mut().all(echoes));
+    }
+}
+
+on_both_engines! {
+    fn one_connection_too_many_is_served_when_another_ends(engine) {
+        let gateway = Gateway::with(&["--engine", engine, "--max-connections", "4"]);
+        let backend = echo_backend();
+        let mut games: Vec<_> = (0..4).map(|_| gateway.play(backend)).collect();
+        let mut newcomer = knock(&gateway, backend);
+        watch(Duration::from_millis(500));
+        assert!(waits(&newcomer));
+        assert!(games.iter_mut().all(echoes));
+        games.pop();
+        assert_eq!(read_answer(&mut newcomer), "200");
+        assert!(echoes(&mut newcomer));
+    }
+}
+
+/// A client that has said its line and not yet looked for the answer.
+fn knock(gateway: &Gateway, backend: std::net::SocketAddr) -> TcpStream {
+    let mut client = gateway.connect();
+    client.write_all(format!("{}\n", token(&backend.to_string())).as_bytes()).expect("the line is sent");
+    client
+}
+
+/// True when nothing has come for this client, neither an answer nor an end.
+fn waits(client: &TcpStream) -> bool {
+    client.set_nonblocking(true).expect("a socket can be non-blocking");
+    let looked = client.peek(&mut [0]).map_err(|error| error.kind());
+    client.set_nonblocking(false).expect("a socket can be blocking");
+    looked == Err(ErrorKind::WouldBlock)
+}
+
+fn echoes(game: &mut TcpStream) -> bool {
+    let mut heard = [0; 5];
+    game.write_all(b"hello").and_then(|()| game.read_exact(&mut heard)).is_ok_and(|()| heard == *b"hello")
+}
+
+/// Lets `span` pass: what must not happen has this long to happen.
+fn watch(span: Duration) {
+    let started = Instant::now();
+    while let Some(left) = span.checked_sub(started.elapsed()) {
+        thread::park_timeout(left);
+    }
+}
+
+/// The number the next descriptor would get. As a limit it stops every new one and no old one.
+fn lowest_free_descriptor(pid: u32) -> u64 {
+    (0..).find(|fd| !exists(format!("/proc/{pid}/fd/{fd}").as_ref())).expect("there is always a next number")
+}
+
+fn descriptor_limit(pid: u32) -> u64 {
+    let output = prlimit(pid, &["--nofile", "--output=SOFT", "--noheadings", "--raw"]);
+    output.trim().parse().expect("the limit is a number")
+}
+
+fn limit_descriptors(pid: u32, soft: u64) {
+    prlimit(pid, &[&format!("--nofile={soft}:")]);
+}
+
+fn prlimit(pid: u32, args: &[&str]) -> String {
+    let output = Command::new("prlimit").args(["--pid", &pid.to_string()]).args(args).output().expect("prlimit runs");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
