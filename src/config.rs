@@ -16,7 +16,7 @@ use zeroize::Zeroize;
 use crate::engine::Choice;
 use crate::proto::policy::{Policy, Rule};
 use crate::proto::token::{Keyring, Secret};
-use crate::{limits, log, sys, tcp};
+use crate::{limits, log, supervisor, sys, tcp};
 
 /// The form. A field's name is its flag, its key in the file and, behind `GATEWAY_`, its name in the environment.
 #[derive(Clone, Debug, Default, clap::Args, Deserialize)]
@@ -128,18 +128,7 @@ pub struct LogForm {
 /// A checked configuration.
 #[derive(Debug)]
 pub struct Config {
-    pub addresses: Vec<SocketAddr>,
-    pub reuse: bool,
-    pub workers: usize,
-    pub engine: Choice,
-    /// `None` writes none.
-    pub pid_file: Option<PathBuf>,
-    /// `None`: games end by themselves.
-    pub drain: Option<Duration>,
-    pub log: log::Settings,
-    pub keys: Keyring,
-    /// `own_addresses` is filled in by the supervisor, who knows them; `connections_max` is cut to what descriptors allow.
-    pub settings: tcp::Settings,
+    pub daemon: supervisor::Settings,
     /// What is allowed and unwise, for the log.
     pub warnings: Vec<String>,
 }
@@ -174,7 +163,7 @@ impl Config {
         let buffer_bytes = form.buffer.unwrap_or(limits::BUFFER_BYTES);
         within("buffer", buffer_bytes, limits::BUFFER_BYTES_MIN, limits::BUFFER_BYTES_MAX)?;
         let span = |given: Option<Span>, default: Duration| given.map_or(default, |span| span.0);
-        Ok(Self {
+        let daemon = supervisor::Settings {
             addresses: if form.addr.is_empty() { vec![SocketAddr::from(([0, 0, 0, 0], 0))] } else { form.addr },
             reuse: form.reuse.unwrap_or(false),
             workers: form.workers.unwrap_or(Workers(1)).0,
@@ -183,7 +172,7 @@ impl Config {
             drain: form.drain.map(|span| span.0),
             log: form.log.settings(),
             keys: form.secrets.keyring(&mut warnings)?,
-            settings: tcp::Settings {
+            tcp: tcp::Settings {
                 handshake_timeout: span(form.handshake_timeout, limits::HANDSHAKE_TIMEOUT),
                 dial_timeout: span(form.timeout, limits::DIAL_TIMEOUT),
                 dial_attempts: attempts,
@@ -194,8 +183,8 @@ impl Config {
                 policy,
                 own_addresses: Vec::new(),
             },
-            warnings,
-        })
+        };
+        Ok(Self { daemon, warnings })
     }
 }
 
@@ -210,11 +199,12 @@ impl Form {
     /// Reads a form from a file.
     fn read(path: &Path) -> Result<Self, Error> {
         let shown = path.display();
-        let text = fs::read_to_string(path)
-            .map_err(|error| Error::new(format!("cannot read {shown}: {error}"), "name a readable file with --config"))?;
-        let table: toml::Table = text
-            .parse()
-            .map_err(|error: toml::de::Error| Error::new(format!("{shown}: {}", error.message()), place(&text, error.span())))?;
+        let text = fs::read_to_string(path).map_err(|error| {
+            Error::new(format!("cannot read {shown}: {error}"), "name a readable file with --config")
+        })?;
+        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+            Error::new(format!("{shown}: {}", error.message()), place(&text, error.span()))
+        })?;
         let mut known = toml::Table::new();
         for (key, value) in table {
             let name = key.replace('_', "-");
@@ -223,9 +213,9 @@ impl Form {
             }
             known.insert(name, value);
         }
-        toml::Value::Table(known)
-            .try_into()
-            .map_err(|error: toml::de::Error| Error::new(format!("{shown}: {}", error.message()), "see `gateway run --help`"))
+        toml::Value::Table(known).try_into().map_err(|error: toml::de::Error| {
+            Error::new(format!("{shown}: {}", error.message()), "see `gateway run --help`")
+        })
     }
 
     /// This form, its gaps filled from `other`.
@@ -324,8 +314,9 @@ impl SecretForm {
 /// The first line of a file, as `openssl -pass file:` reads it.
 fn read_secret(path: &Path, warnings: &mut Vec<String>) -> Result<Secret, Error> {
     let shown = path.display();
-    let mut bytes = fs::read(path)
-        .map_err(|error| Error::new(format!("cannot read the secret file {shown}: {error}"), "name a readable file with --secret-file"))?;
+    let mut bytes = fs::read(path).map_err(|error| {
+        Error::new(format!("cannot read the secret file {shown}: {error}"), "name a readable file with --secret-file")
+    })?;
     if fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o007 != 0) {
         warnings.push(format!("everybody on this host can use the secret file {shown}: chmod 600 {shown}"));
     }
@@ -339,7 +330,10 @@ fn check_secret(of: &str, mut bytes: Vec<u8>) -> Result<Secret, Error> {
     let most = limits::SECRET_BYTES_MAX;
     if bytes.len() > most || bytes.contains(&0) {
         bytes.zeroize();
-        return Err(Error::new(format!("{of} is no secret"), format!("a secret has at most {most} bytes and no NUL, as for openssl")));
+        return Err(Error::new(
+            format!("{of} is no secret"),
+            format!("a secret has at most {most} bytes and no NUL, as for openssl"),
+        ));
     }
     Secret::new(bytes).map_err(|_empty| Error::new(format!("{of} is empty"), "make a secret with `gateway secret`"))
 }
@@ -505,7 +499,10 @@ mod tests {
             log-format = "json"
         "#;
         let table: toml::Table = text.parse().expect("it is TOML");
-        assert_eq!(table.keys().map(String::as_str).collect::<std::collections::BTreeSet<_>>(), keys().iter().map(String::as_str).collect());
+        assert_eq!(
+            table.keys().map(String::as_str).collect::<std::collections::BTreeSet<_>>(),
+            keys().iter().map(String::as_str).collect()
+        );
         let form: Form = toml::from_str(text).expect("every key is understood");
         assert_eq!((form.retry, form.timeout), (Some(2), Some(Span(Duration::from_secs(3)))));
         assert_eq!((form.secrets.secret_file.len(), form.log.log_level), (2, Some(log::Level::Debug)));

@@ -28,8 +28,16 @@ use crate::{limits, log, sys};
 /// What a supervisor says. `Boot` and `Reload` are followed by one message for each secret.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Order {
-    Boot { engine: Kind, log: log::Settings, settings: Settings, secrets: usize },
-    Reload { settings: Settings, secrets: usize },
+    Boot {
+        engine: Kind,
+        log: log::Settings,
+        settings: Settings,
+        secrets: usize,
+    },
+    Reload {
+        settings: Settings,
+        secrets: usize,
+    },
     /// Accept nobody any more, and end when the last game has.
     Drain,
     /// End now.
@@ -105,7 +113,7 @@ async fn work(boot: Boot) -> io::Result<()> {
     let doorbell = engine.doorbell()?;
     let mut tcp = Tcp::new(engine, boot.listeners, names, boot.keys, boot.settings)?;
     tcp.turn()?; // arms the listeners
-    control.report(Report::Ready);
+    control.report_ready().await?;
 
     // A terminal's Ctrl-C reaches workers too; it is the supervisor who decides what it means.
     let (_interrupt, _hangup) = (signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
@@ -185,6 +193,11 @@ impl Control {
             secrets.push(Secret::new(buffer[..n].to_vec()).map_err(io::Error::other)?);
         }
         Keyring::new(secrets).map_err(io::Error::other)
+    }
+
+    /// The one report that must not be left out. (The runtime knows of room in the socket only after its first wait.)
+    async fn report_ready(&self) -> io::Result<()> {
+        self.socket.send(&serde_json::to_vec(&Report::Ready)?).await.map(drop)
     }
 
     /// A report that finds no room is left out: the next one says the same. That the supervisor has ended, `order` tells.

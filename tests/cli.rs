@@ -37,7 +37,9 @@ fn every_mistake_has_its_exit_code_one_error_line_and_a_hint() {
     for (args, code, named) in mistakes {
         let is_flag = args[0].starts_with("--");
         let mut command = in_directory(&directory);
-        command.args(if is_flag { &UNBINDABLE[..if args.contains(&"--addr") { 1 } else { 3 }] } else { &[] }).args(args);
+        command
+            .args(if is_flag { &UNBINDABLE[..if args.contains(&"--addr") { 1 } else { 3 }] } else { &[] })
+            .args(args);
         assert_mistake(&command.env("GATEWAY_SECRET", SECRET).output().expect("the program starts"), code, named);
     }
 }
@@ -71,7 +73,9 @@ fn keys_may_be_written_with_hyphens_or_underscores() {
     let directory = directory();
     for key in ["max-connections", "max_connections"] {
         std::fs::write(directory.path().join("gateway.toml"), format!("{key} = 4321\n")).expect("it is written");
-        let said = succeeds(in_directory(&directory).args(["check", "--config", "gateway.toml"]).env("GATEWAY_SECRET", SECRET));
+        let said = succeeds(
+            in_directory(&directory).args(["check", "--config", "gateway.toml"]).env("GATEWAY_SECRET", SECRET),
+        );
         assert!(said.lines().any(|line| line.ends_with(" = 4321")), "{key}: {said}");
     }
 }
@@ -97,7 +101,8 @@ fn each_new_secret_is_long_and_another() {
 #[test]
 fn decrypt_undoes_encrypt_and_knows_the_tokens_of_old() {
     let directory = directory();
-    let run = |verb: &str, text: &str| succeeds(in_directory(&directory).args([verb, text]).env("GATEWAY_SECRET", SECRET));
+    let run =
+        |verb: &str, text: &str| succeeds(in_directory(&directory).args([verb, text]).env("GATEWAY_SECRET", SECRET));
     for target in ["127.0.0.1:62863", "[::1]:80", "game.example.com:7777"] {
         assert_eq!(run("decrypt", run("encrypt", target).trim()).trim(), target);
     }

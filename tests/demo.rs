@@ -48,7 +48,8 @@ fn an_interrupt_ends_the_demo_and_all_its_processes() {
         || "the demo does not end".into(),
     );
     assert_eq!(status.and_then(|status| status.code()), Some(0));
-    let lives = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+    let lives =
+        |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
     wait_until(|| !family.iter().any(lives), || format!("some of {family:?} stay"));
 }
 
@@ -71,7 +72,8 @@ impl Demo {
             .spawn()
             .expect("the demo starts");
         let demo = Self { child, directory };
-        let complete = |said: &str| said.contains("\n  printf ") && said.contains("200") && said.to_lowercase().contains("echo");
+        let complete =
+            |said: &str| said.contains("\n  printf ") && said.contains("200") && said.to_lowercase().contains("echo");
         wait_until(|| complete(&demo.said()), || format!("the demo said only: {}", demo.said()));
         demo
     }

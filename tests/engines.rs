@@ -21,7 +21,10 @@ fn the_engine_asked_for_is_the_one_that_runs_and_is_logged() {
 #[test]
 fn without_io_uring_the_automatic_choice_is_epoll_and_told_once() {
     for errno in ["EPERM", "ENOSYS"] {
-        let Some(command) = without_io_uring("without_io_uring_the_automatic_choice_is_epoll_and_told_once", errno) else { return };
+        let Some(command) = without_io_uring("without_io_uring_the_automatic_choice_is_epoll_and_told_once", errno)
+        else {
+            return;
+        };
         let gateway = Gateway::with_command(command, &["--engine", "auto", "--log-level", "info"]);
         let mut client = gateway.play(echo_backend());
         client.write_all(b"hello").expect("it is sent");
@@ -36,7 +39,10 @@ fn without_io_uring_the_automatic_choice_is_epoll_and_told_once() {
 #[test]
 fn without_io_uring_the_ring_is_refused_and_the_cause_is_named() {
     for (errno, causes) in [("EPERM", &["kernel.io_uring_disabled", "seccomp"][..]), ("ENOSYS", &["io_uring"])] {
-        let Some(command) = without_io_uring("without_io_uring_the_ring_is_refused_and_the_cause_is_named", errno) else { return };
+        let Some(command) = without_io_uring("without_io_uring_the_ring_is_refused_and_the_cause_is_named", errno)
+        else {
+            return;
+        };
         let directory = tempfile::tempdir().expect("a temporary directory");
         let said = Gateway::try_start(command, directory, &["--engine", "uring"]).err().expect("it must not start");
         let status = ExitStatus::from_raw(6 << 8);

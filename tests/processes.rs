@@ -166,7 +166,9 @@ fn a_pid_file_that_is_not_ours_is_refused_and_left_alone() {
         ("somebody's text", "echo 'dear diary' > gateway.pid"),
     ] {
         let place = temporary();
-        let look = || sh(place.path(), "ls -dli --time-style=full-iso gateway.pid other; [ ! -f gateway.pid ] || cat gateway.pid");
+        let look = || {
+            sh(place.path(), "ls -dli --time-style=full-iso gateway.pid other; [ ! -f gateway.pid ] || cat gateway.pid")
+        };
         sh(place.path(), script);
         let before = look();
         let said = refusal(3, place.path(), &[]);
@@ -263,7 +265,10 @@ fn refusal(code: i32, directory: &Path, flags: &[&str]) -> String {
     let started = Gateway::try_start(in_directory(command, directory), temporary(), flags);
     let said = started.err().expect("it must not start");
     let status = ExitStatus::from_raw(code << 8);
-    assert!(said.starts_with(&format!("Ok({status:?})")) && said.contains("error: ") && said.contains("hint: "), "not {status}: {said}");
+    assert!(
+        said.starts_with(&format!("Ok({status:?})")) && said.contains("error: ") && said.contains("hint: "),
+        "not {status}: {said}"
+    );
     said
 }
 

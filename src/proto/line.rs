@@ -53,7 +53,11 @@ pub enum Progress<T> {
     /// Nothing to do before more bytes, the end of the stream, or this time.
     WaitUntil(Instant),
     /// The line opened at this time. `early` came behind it and is for the backend.
-    Opened { target: T, early: Vec<u8>, completed: Instant },
+    Opened {
+        target: T,
+        early: Vec<u8>,
+        completed: Instant,
+    },
     Refused(Refusal),
 }
 
@@ -71,12 +75,7 @@ impl Line {
     }
 
     /// Takes the next bytes of the stream, at most [`Self::room`]. `open` judges a complete line.
-    pub fn handle_bytes<T>(
-        &mut self,
-        now: Instant,
-        bytes: &[u8],
-        open: impl Fn(&[u8]) -> Option<T>,
-    ) -> Progress<T> {
+    pub fn handle_bytes<T>(&mut self, now: Instant, bytes: &[u8], open: impl Fn(&[u8]) -> Option<T>) -> Progress<T> {
         self.bytes.extend_from_slice(bytes);
         while self.may_go_on() {
             let Some(newline) = self.bytes[self.searched..].iter().position(|byte| *byte == b'\n') else {
@@ -198,7 +197,10 @@ mod tests {
     fn a_line_opens_at_its_newline_and_what_follows_is_early_data() {
         assert_eq!(Client::new(b"token").sends(b"token\n").verdict(), r#"opened, early """#);
         assert_eq!(Client::new(b"token").sends(b"token\nhello\n").verdict(), r#"opened, early "hello\n""#);
-        assert_eq!(Client::new(b"token").sends(b"tok").sends(b"en\r").sends(b"\nhi").verdict(), r#"opened, early "hi""#);
+        assert_eq!(
+            Client::new(b"token").sends(b"tok").sends(b"en\r").sends(b"\nhi").verdict(),
+            r#"opened, early "hi""#
+        );
         assert_eq!(Client::new(b"token").sends(b"token").verdict(), "nothing");
     }
 
@@ -254,7 +256,10 @@ mod tests {
         assert_eq!(Client::new(b"token").sends(&line).waits(20).verdict(), "LineWrong after 20ms");
         assert_eq!(Client::new(b"token").sends(&line).ends().waits(20).verdict(), "LineWrong after 20ms");
         assert_eq!(Client::new(b"token").sends(&line).sends(b"abc").waits(20).verdict(), "LineWrong after 20ms");
-        assert_eq!(Client::new(b"token").sends(&line).waits(5).sends(b"abc\n").waits(20).verdict(), "LineWrong after 25ms");
+        assert_eq!(
+            Client::new(b"token").sends(&line).waits(5).sends(b"abc\n").waits(20).verdict(),
+            "LineWrong after 25ms"
+        );
         assert_eq!(Client::new(b"token").sends(&line).sends(&[b'y'; 4096]).waits(20).verdict(), "LineWrong after 20ms");
     }
 

@@ -171,7 +171,9 @@ mod tests {
             assert_eq!(rule.to_string(), shown);
             assert_eq!(shown.parse(), Ok(rule));
         }
-        for text in ["", "10.0.0.0/33", "10.0.0.0/8:", "10.0.0.0/8:2-1", "10.0.0.0/8:65536", "[::1", "[::1]80", "name:80"] {
+        for text in
+            ["", "10.0.0.0/33", "10.0.0.0/8:", "10.0.0.0/8:2-1", "10.0.0.0/8:65536", "[::1", "[::1]80", "name:80"]
+        {
             assert_eq!(text.parse::<Rule>(), Err(BadRule), "{text:?}");
         }
     }

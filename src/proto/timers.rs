@@ -196,7 +196,8 @@ mod tests {
     #[test]
     fn a_deadline_fires_within_one_tick_and_never_early() {
         let origin = clock::now();
-        for microseconds in [1, 999, 1_000, 63_999, 64_000, 64_001, 4_095_999, 4_096_000, 7_200_000_000, 90_000_000_000] {
+        for microseconds in [1, 999, 1_000, 63_999, 64_000, 64_001, 4_095_999, 4_096_000, 7_200_000_000, 90_000_000_000]
+        {
             let mut timers = Timers::new(origin);
             let at = origin + Duration::from_micros(microseconds);
             timers.set(3, at);

@@ -193,7 +193,8 @@ mod tests {
         assert!(keys.open(token.as_bytes()).is_ok());
         let unpadded = token.trim_end_matches('=').to_owned();
         let spaced = format!(" {token}");
-        let url_safe = keys.seal(b"10.0.0.1:80", *b"\xff\xfe\xfb\xff\xfe\xfb\xff\xfe", Digest::Sha256).replace('/', "_");
+        let url_safe =
+            keys.seal(b"10.0.0.1:80", *b"\xff\xfe\xfb\xff\xfe\xfb\xff\xfe", Digest::Sha256).replace('/', "_");
         for other in [unpadded, spaced, url_safe, format!("{token}="), format!("{token}\r"), String::new()] {
             assert_eq!(keys.open(other.as_bytes()), Err(BadToken), "{other:?}");
         }

@@ -1,5 +1,6 @@
 //! The listening sockets: for each address one per worker, all opened here.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,53 +19,59 @@ impl Listeners {
     /// Opens the sockets, or takes those that systemd has opened.
     pub(super) fn open(addresses: &[SocketAddr], reuse: bool, workers: usize) -> Result<Self, Error> {
         let mut listeners = Self { addresses: Vec::new(), of_workers: (0..workers).map(|_| Vec::new()).collect() };
-        let activated = activated();
-        for socket in activated {
-            let address = socket::local_address(socket.as_fd())?;
-            listeners.add(address, socket)?;
-        }
-        if listeners.addresses.is_empty() {
+        let activated = activated()?;
+        if activated.is_empty() {
             for &address in addresses {
-                let socket = open(address, reuse, workers).map_err(|error| Error::Bind { address, error })?;
-                let bound = socket::local_address(socket.as_fd())?;
-                listeners.add(bound, socket)?;
+                let sockets = open(address, reuse, workers).map_err(|error| Error::Bind { address, error })?;
+                listeners.hand_out(socket::local_address(sockets[0].as_fd())?, sockets)?;
+            }
+        } else {
+            for (address, sockets) in activated {
+                listeners.hand_out(address, sockets)?;
             }
         }
         Ok(listeners)
     }
 
-    /// Gives the first worker `socket`, and the others one of their own on the same port. A socket that was made elsewhere and
-    /// does not share its port is shared itself: less even, and just as safe.
-    fn add(&mut self, address: SocketAddr, socket: OwnedFd) -> Result<(), Error> {
-        let own = socket::shares_port(socket.as_fd())?;
-        for worker in self.of_workers.iter_mut().skip(1) {
-            worker.push(if own {
-                socket::listen(address, true, limits::BACKLOG).map_err(|error| Error::Bind { address, error })?
-            } else {
-                socket.try_clone()?
-            });
+    /// Deals the sockets of one address to the workers. Fewer sockets than workers are shared: less even, and just as safe.
+    fn hand_out(&mut self, address: SocketAddr, sockets: Vec<OwnedFd>) -> io::Result<()> {
+        for socket in &sockets {
+            socket::prepare(socket.as_fd(), tcp::LIVENESS)?;
         }
-        self.of_workers[0].push(socket);
-        for worker in &self.of_workers {
-            let last = worker.last().expect("each has just got one");
-            socket::prepare(last.as_fd(), tcp::LIVENESS)?;
+        let workers = self.of_workers.len();
+        for deal in 0..workers.max(sockets.len()) {
+            self.of_workers[deal % workers].push(sockets[deal % sockets.len()].try_clone()?);
         }
         self.addresses.push(address);
         Ok(())
     }
 }
 
-fn open(address: SocketAddr, reuse: bool, workers: usize) -> io::Result<OwnedFd> {
+/// One socket for each worker on the same address.
+fn open(address: SocketAddr, reuse: bool, workers: usize) -> io::Result<Vec<OwnedFd>> {
     let shared = reuse || workers > 1;
     if shared && !reuse && address.port() != 0 {
         // Our own sockets must share the port among themselves, and with nobody else's: see whether it is free.
         socket::try_bind(address)?;
     }
-    socket::listen(address, shared, limits::BACKLOG)
+    let first = socket::listen(address, shared, limits::BACKLOG)?;
+    let bound = socket::local_address(first.as_fd())?;
+    let mut sockets = vec![first];
+    for _ in 1..workers {
+        sockets.push(socket::listen(bound, true, limits::BACKLOG)?);
+    }
+    Ok(sockets)
 }
 
-/// Sockets that systemd has opened for us (sd_listen_fds(3)).
-fn activated() -> Vec<OwnedFd> {
+/// Sockets that systemd has opened for us (sd_listen_fds(3)), by address. We open none beside them: the port is root's, and
+/// a socket of another user cannot join it.
+fn activated() -> io::Result<BTreeMap<SocketAddr, Vec<OwnedFd>>> {
     let mut passed = listenfd::ListenFd::from_env();
-    (0..passed.len()).filter_map(|number| passed.take_tcp_listener(number).ok().flatten()).map(OwnedFd::from).collect()
+    let mut sockets = BTreeMap::<_, Vec<_>>::new();
+    for number in 0..passed.len() {
+        if let Some(listener) = passed.take_tcp_listener(number)? {
+            sockets.entry(listener.local_addr()?).or_default().push(listener.into());
+        }
+    }
+    Ok(sockets)
 }

@@ -19,25 +19,51 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::config::{self, Config};
 use crate::engine::{self, Choice, Kind};
-use crate::{limits, sys};
+use crate::proto::token::Keyring;
+use crate::{limits, log, sys, tcp};
 use listeners::Listeners;
 use pid_file::PidFile;
 use workers::{Keeper, Life, Plan, State};
+
+/// A daemon as it is wanted.
+#[derive(Debug)]
+pub struct Settings {
+    /// Not used when systemd has opened sockets for us.
+    pub addresses: Vec<SocketAddr>,
+    /// Share the ports with other daemons of the same user.
+    pub reuse: bool,
+    pub workers: usize,
+    pub engine: Choice,
+    /// `None` writes none.
+    pub pid_file: Option<PathBuf>,
+    /// Time that games have to end after TERM. `None`: as long as they like.
+    pub drain: Option<Duration>,
+    pub log: log::Settings,
+    pub keys: Keyring,
+    /// `own_addresses` is filled in here, and `connections_max` cut to what descriptors allow.
+    pub tcp: tcp::Settings,
+}
 
 /// Why a daemon did not start, or could not go on.
 #[derive(Debug)]
 pub enum Error {
     /// The address cannot be listened on.
-    Bind { address: SocketAddr, error: io::Error },
+    Bind {
+        address: SocketAddr,
+        error: io::Error,
+    },
     /// The pid file is not ours to write.
-    PidFile { path: PathBuf, problem: String },
+    PidFile {
+        path: PathBuf,
+        problem: String,
+    },
     /// A ring was asked for and refused.
     Engine(io::Error),
     /// A worker ended before it accepted.
@@ -53,17 +79,17 @@ impl From<io::Error> for Error {
     }
 }
 
-/// Runs a daemon to its end. `reload` reads the configuration again; `ready` is told the addresses once every worker accepts.
+/// Runs a daemon to its end. `reload` reads the settings again; `ready` is told the addresses once every worker accepts.
 ///
 /// # Errors
 /// When it cannot start. A daemon that has started ends without an error.
 pub fn run(
-    config: Config,
-    reload: impl Fn() -> Result<Config, config::Error>,
+    settings: Settings,
+    reload: impl Fn() -> Result<Settings, String>,
     ready: impl FnOnce(&[SocketAddr]),
 ) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(supervise(config, reload, ready))
+    runtime.block_on(supervise(settings, reload, ready))
 }
 
 /// As [`run`], on a runtime that is there already.
@@ -71,83 +97,71 @@ pub fn run(
 /// # Errors
 /// As [`run`].
 pub async fn supervise(
-    config: Config,
-    reload: impl Fn() -> Result<Config, config::Error>,
+    settings: Settings,
+    reload: impl Fn() -> Result<Settings, String>,
     ready: impl FnOnce(&[SocketAddr]),
 ) -> Result<(), Error> {
     let mut signals = Signals::new()?;
     sys::process::set_name(PROCESS_NAME)?;
     sys::process::seal_memory()?;
-    for warning in &config.warnings {
-        tracing::warn!("{warning}");
-    }
-    let engine = find_engine(config.engine)?;
-    let listeners = Listeners::open(&config.addresses, config.reuse, config.workers)?;
-    let addresses = listeners.addresses.clone();
-    let _pid_file = config.pid_file.clone().map(PidFile::register).transpose()?;
+    let engine = find_engine(settings.engine)?;
+    let listeners = Listeners::open(&settings.addresses, settings.reuse, settings.workers)?;
+    let addresses = listeners.addresses;
+    let _pid_file = settings.pid_file.clone().map(PidFile::register).transpose()?;
 
-    let drain = config.drain;
-    let workers = config.workers;
-    let (orders, _) = watch::channel(State { life: Life::Run, plan: Arc::new(plan(config, engine, &addresses)?) });
-    let (news, mut reports) = mpsc::unbounded_channel(); // bounded by the workers, who report one start each
+    let (drain, workers) = (settings.drain, settings.workers);
+    let (orders, _) = watch::channel(State { life: Life::Run, plan: Arc::new(plan(settings, engine, &addresses)?) });
+    let (started, mut starts) = mpsc::unbounded_channel(); // bounded by the workers: each tells one start
     let mut keepers = JoinSet::new();
     for (number, sockets) in listeners.of_workers.into_iter().enumerate() {
-        keepers.spawn(Keeper::new(number, sockets, orders.subscribe(), news.clone()).keep());
+        keepers.spawn(Keeper::new(number, sockets, orders.subscribe(), started.clone()).keep());
     }
-    if let Err(error) = all_ready(&mut reports, workers).await {
-        orders.send_modify(|state| state.life = Life::Stop);
+    let set_life = |life: Life| orders.send_modify(|state| state.life = life);
+    if let Err(error) = all_started(&mut starts, workers).await {
+        set_life(Life::Stop);
         while keepers.join_next().await.is_some() {}
         return Err(error);
     }
     ready(&addresses);
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        addresses = ?addresses,
-        %engine,
-        workers,
-        pid = std::process::id(),
-        "gateway running"
-    );
-    notify(&[sd_notify::NotifyState::Ready]);
+    let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
+    tracing::info!(version, ?addresses, %engine, workers, pid, "gateway running");
+    notify(&[NotifyState::Ready]);
 
+    // Workers that hang are replaced by their keepers; the watchdog is told that the keepers live.
     let watchdog = sd_notify::watchdog_enabled().map(|timeout| timeout / 2);
     let mut stop_at: Option<Instant> = None;
     loop {
         let life = orders.borrow().life;
         tokio::select! {
             joined = keepers.join_next() => if joined.is_none() { break },
-            () = signals.drain() => match life {
-                Life::Run => {
+            signal = signals.next() => match (signal, life) {
+                (Told::Drain, Life::Run) => {
                     tracing::info!("draining: no new connections, running games go on");
-                    notify(&[sd_notify::NotifyState::Stopping]);
+                    notify(&[NotifyState::Stopping]);
                     stop_at = drain.map(|time| Instant::now() + time);
-                    orders.send_modify(|state| state.life = Life::Drain);
+                    set_life(Life::Drain);
                 }
-                Life::Drain | Life::Stop => {
-                    tracing::info!("stopping now, as told twice");
-                    orders.send_modify(|state| state.life = Life::Stop);
+                (Told::Drain | Told::Stop, _) => {
+                    tracing::info!("stopping now");
+                    set_life(Life::Stop);
+                }
+                (Told::Reload, _) => {
+                    notify(&[NotifyState::Reloading, NotifyState::monotonic_usec_now().unwrap_or(NotifyState::MonotonicUsec(0))]);
+                    match reload().and_then(|new| plan(new, engine, &addresses).map_err(|error| error.to_string())) {
+                        Ok(plan) => {
+                            orders.send_modify(|state| state.plan = Arc::new(plan));
+                            tracing::info!("new configuration in force");
+                        }
+                        Err(error) => tracing::error!(error, "new configuration refused; the old one stays in force"),
+                    }
+                    notify(&[NotifyState::Ready]);
                 }
             },
-            _ = signals.quit.recv() => orders.send_modify(|state| state.life = Life::Stop),
-            () = at(stop_at), if life == Life::Drain => {
-                tracing::info!("the time for draining is over: stopping");
-                orders.send_modify(|state| state.life = Life::Stop);
+            () = until(stop_at), if life == Life::Drain => {
+                tracing::info!("the time for draining is over: stopping now");
+                set_life(Life::Stop);
             }
-            _ = signals.hangup.recv() => {
-                notify(&[sd_notify::NotifyState::Reloading, sd_notify::NotifyState::monotonic_usec_now().unwrap_or(sd_notify::NotifyState::MonotonicUsec(0))]);
-                match reload().map_err(|error| error.message).and_then(|config| {
-                    plan(config, engine, &addresses).map_err(|error| error.to_string())
-                }) {
-                    Ok(plan) => {
-                        orders.send_modify(|state| state.plan = Arc::new(plan));
-                        tracing::info!("new configuration in force");
-                    }
-                    Err(error) => tracing::error!(error, "the new configuration is refused; the old one stays in force"),
-                }
-                notify(&[sd_notify::NotifyState::Ready]);
-            }
-            // Workers that hang are replaced by their keepers; this says that the keepers live.
-            () = after(watchdog) => notify(&[sd_notify::NotifyState::Watchdog]),
+            () = until(watchdog.map(|pause| Instant::now() + pause)) => notify(&[NotifyState::Watchdog]),
         }
     }
     tracing::info!("gateway ended");
@@ -166,28 +180,38 @@ fn find_engine(choice: Choice) -> Result<Kind, Error> {
 }
 
 /// What workers are told, with as many connections as descriptors allow.
-fn plan(config: Config, engine: Kind, addresses: &[SocketAddr]) -> io::Result<Plan> {
+fn plan(settings: Settings, engine: Kind, addresses: &[SocketAddr]) -> io::Result<Plan> {
     let descriptors = sys::process::raise_descriptor_limit()?;
     let room = descriptors.saturating_sub(limits::DESCRIPTORS_RESERVED) / DESCRIPTORS_PER_CONNECTION;
-    let mut settings = config.settings;
-    settings.connections_max = settings.connections_max.min(usize::try_from(room).unwrap_or(usize::MAX)).max(1);
-    settings.own_addresses = addresses.to_vec();
-    Ok(Plan { engine, log: config.log, settings, keys: config.keys })
+    let mut tcp = settings.tcp;
+    tcp.connections_max = tcp.connections_max.min(usize::try_from(room).unwrap_or(usize::MAX)).max(1);
+    tcp.own_addresses = addresses.to_vec();
+    Ok(Plan { engine, log: settings.log, settings: tcp, keys: settings.keys })
 }
 
 /// The client's and the backend's.
 const DESCRIPTORS_PER_CONNECTION: u64 = 2;
 
-async fn all_ready(reports: &mut mpsc::UnboundedReceiver<Result<(), ExitStatus>>, workers: usize) -> Result<(), Error> {
+async fn all_started(
+    starts: &mut mpsc::UnboundedReceiver<Result<(), ExitStatus>>,
+    workers: usize,
+) -> Result<(), Error> {
     let all = async {
         for _ in 0..workers {
-            if let Some(Err(status)) = reports.recv().await {
+            if let Some(Err(status)) = starts.recv().await {
                 return Err(Error::WorkerStart(status));
             }
         }
         Ok(())
     };
     tokio::time::timeout(limits::START_TIMEOUT, all).await.map_err(|_elapsed| Error::WorkerLate)?
+}
+
+/// What a signal says.
+enum Told {
+    Drain,
+    Stop,
+    Reload,
 }
 
 struct Signals {
@@ -207,30 +231,26 @@ impl Signals {
         })
     }
 
-    async fn drain(&mut self) {
+    async fn next(&mut self) -> Told {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Told::Drain,
+            _ = self.interrupt.recv() => Told::Drain,
+            _ = self.quit.recv() => Told::Stop,
+            _ = self.hangup.recv() => Told::Reload,
         }
     }
 }
 
-async fn at(time: Option<Instant>) {
+/// Waits for a time, or for ever.
+async fn until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time).await,
         None => std::future::pending().await,
     }
 }
 
-async fn after(pause: Option<Duration>) {
-    match pause {
-        Some(pause) => tokio::time::sleep(pause).await,
-        None => std::future::pending().await,
-    }
-}
-
 /// Tells systemd, if it is there.
-fn notify(states: &[sd_notify::NotifyState<'_>]) {
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "systemd cannot be told");
     }

@@ -50,7 +50,8 @@ fn own_pid() -> i32 {
 fn change(path: &Path, add: impl Fn(&mut Vec<i32>)) -> Result<(), String> {
     loop {
         let (file, created) = open(path)?;
-        let file = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| format!("cannot lock it: {errno}"))?;
+        let file =
+            Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| format!("cannot lock it: {errno}"))?;
         if !is_still_at(&file, path) {
             continue; // replaced while we waited
         }
@@ -66,7 +67,8 @@ fn change(path: &Path, add: impl Fn(&mut Vec<i32>)) -> Result<(), String> {
 fn open(path: &Path) -> Result<(File, bool), String> {
     let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
     loop {
-        let made = OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).custom_flags(flags).open(path);
+        let made =
+            OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).custom_flags(flags).open(path);
         match made {
             Ok(file) => return Ok((file, true)),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
@@ -82,8 +84,9 @@ fn open(path: &Path) -> Result<(File, bool), String> {
 }
 
 fn is_still_at(file: &File, path: &Path) -> bool {
-    let same = |one: fs::Metadata, other: fs::Metadata| (one.dev(), one.ino()) == (other.dev(), other.ino());
-    matches!((file.metadata(), fs::symlink_metadata(path)), (Ok(one), Ok(other)) if same(one, other))
+    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    let (here, there) = (file.metadata().map(identity), fs::symlink_metadata(path).map(identity));
+    matches!((here, there), (Ok(here), Ok(there)) if here == there)
 }
 
 fn read(mut file: &File) -> Result<Vec<i32>, String> {
@@ -154,7 +157,9 @@ mod tests {
         let threads: Vec<_> = (0..8)
             .map(|_| {
                 let path = path.clone();
-                std::thread::spawn(move || (0..50).for_each(|_| change(&path, |pids| pids.push(own_pid())).expect("ours")))
+                std::thread::spawn(move || {
+                    (0..50).for_each(|_| change(&path, |pids| pids.push(own_pid())).expect("ours"))
+                })
             })
             .collect();
         threads.into_iter().for_each(|thread| thread.join().expect("no panic"));

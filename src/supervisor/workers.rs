@@ -72,7 +72,9 @@ impl Keeper {
                     return;
                 }
                 (Ok(status), None) => tracing::error!(worker = self.number, %status, "a worker ended and is replaced"),
-                (Err(error), _) => tracing::error!(worker = self.number, %error, "a worker cannot be started; tried again"),
+                (Err(error), _) => {
+                    tracing::error!(worker = self.number, %error, "a worker cannot be started; tried again")
+                }
             }
             pause = if ended.is_ok() && since.elapsed() >= limits::WORKER_SETTLED {
                 Duration::ZERO

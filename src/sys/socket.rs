@@ -48,14 +48,6 @@ pub fn try_bind(address: SocketAddr) -> io::Result<()> {
     socket.bind(&address.into())
 }
 
-/// True when several sockets may be bound to the port of `socket`.
-///
-/// # Errors
-/// When `socket` is not a socket.
-pub fn shares_port(socket: BorrowedFd<'_>) -> io::Result<bool> {
-    SockRef::from(&socket).reuse_port()
-}
-
 /// Prepares a socket for games: no delay for small messages, and an end to dead peers.
 ///
 /// # Errors
@@ -153,9 +145,8 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
 /// As [`receive`].
 pub fn discard(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<usize> {
     // SAFETY: with MSG_TRUNC a TCP socket copies nothing (tcp(7)), so no buffer is needed and none is named.
-    let n = unsafe {
-        libc::recv(socket.as_raw_fd(), std::ptr::null_mut(), bytes, libc::MSG_TRUNC | libc::MSG_DONTWAIT)
-    };
+    let n =
+        unsafe { libc::recv(socket.as_raw_fd(), std::ptr::null_mut(), bytes, libc::MSG_TRUNC | libc::MSG_DONTWAIT) };
     usize::try_from(n).map_err(|_negative| io::Error::last_os_error())
 }
 

@@ -29,7 +29,9 @@ enum State {
     /// No room for another game.
     Full,
     /// Descriptors or memory ran out.
-    Paused { until: Instant },
+    Paused {
+        until: Instant,
+    },
     Closed,
 }
 

@@ -12,11 +12,11 @@ use std::time::Instant;
 
 use super::{Context, Ending, Key, Next, Side};
 use crate::engine::{Readiness, Token};
+use crate::limits;
 use crate::proto::line::VERDICT_DELAY;
 use crate::proto::status::Refusal;
 use crate::proto::target::Target;
 use crate::sys::socket::{self, Liveness};
-use crate::limits;
 
 /// Roles of backends in tokens: 1 to 15, taken in turn. Of a connection's races at most eight sockets live at once.
 pub(super) const FIRST_ROLE: u8 = 1;

@@ -19,8 +19,13 @@ pub(super) struct Farewell {
 #[derive(Debug)]
 enum State {
     /// The answer waits for its time.
-    Due { at: Instant },
-    Said { until: Instant, discarded: usize },
+    Due {
+        at: Instant,
+    },
+    Said {
+        until: Instant,
+        discarded: usize,
+    },
 }
 
 impl Farewell {

@@ -137,9 +137,19 @@ enum Next {
     Wait,
     /// There is more to do; it is the others' turn.
     Again,
-    Dial { target: Target, early: Vec<u8>, completed: Instant },
-    Relay { backend: Side, early: Vec<u8> },
-    Refuse { refusal: Refusal, not_before: Instant },
+    Dial {
+        target: Target,
+        early: Vec<u8>,
+        completed: Instant,
+    },
+    Relay {
+        backend: Side,
+        early: Vec<u8>,
+    },
+    Refuse {
+        refusal: Refusal,
+        not_before: Instant,
+    },
     Close(Ending),
 }
 
@@ -165,10 +175,8 @@ impl Tcp {
         settings: Settings,
     ) -> io::Result<Self> {
         let now = sys::clock::now();
-        let shared =
-            Shared { buffer: vec![0; settings.buffer_bytes].into(), pipes: Pipes::new(limits::PIPES_MAX) };
-        let context =
-            Context { engine, timers: Timers::new(now), names, shared, keys, settings, now, generations: 0 };
+        let shared = Shared { buffer: vec![0; settings.buffer_bytes].into(), pipes: Pipes::new(limits::PIPES_MAX) };
+        let context = Context { engine, timers: Timers::new(now), names, shared, keys, settings, now, generations: 0 };
         let mut tcp = Self {
             connections: Slab::new(),
             again: Vec::new(),
@@ -306,8 +314,8 @@ impl Tcp {
         loop {
             let next = match &mut connection.state {
                 State::Handshake(handshake) => handshake.step(client, context), // 400, 401
-                State::Dial(dial) => dial.step(client, context),                // 502, 504; 401 for a name that policy forbids
-                State::Relay(relay) => relay.step(client, context),             // 200 is said before its first step
+                State::Dial(dial) => dial.step(client, context), // 502, 504; 401 for a name that policy forbids
+                State::Relay(relay) => relay.step(client, context), // 200 is said before its first step
                 State::Farewell(farewell) => farewell.step(client, context),
             };
             let old = match next {

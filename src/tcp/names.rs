@@ -90,7 +90,10 @@ fn build() -> Result<TokioResolver, hickory_resolver::net::NetError> {
     let mut builder = TokioResolver::builder_tokio().or_else(|_no_name_servers| {
         // A host without resolv.conf still has its hosts file.
         let config = hickory_resolver::config::ResolverConfig::from_parts(None, Vec::new(), Vec::new());
-        Ok::<_, hickory_resolver::net::NetError>(TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()))
+        Ok::<_, hickory_resolver::net::NetError>(TokioResolver::builder_with_config(
+            config,
+            TokioRuntimeProvider::default(),
+        ))
     })?;
     builder.options_mut().ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
     builder.build()

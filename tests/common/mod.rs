@@ -383,7 +383,8 @@ pub fn reset(stream: TcpStream) {
 
 /// True when the test may do what only root can; says so aloud when it may not.
 pub fn root_or_skip(test: &str) -> bool {
-    let root = std::fs::metadata("/proc/self").is_ok_and(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata) == 0);
+    let root =
+        std::fs::metadata("/proc/self").is_ok_and(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata) == 0);
     if !root {
         skip(test, "needs root");
     }
@@ -392,7 +393,11 @@ pub fn root_or_skip(test: &str) -> bool {
 
 /// True when `command` is installed; says so aloud when it is not.
 pub fn tool_or_skip(test: &str, command: &str) -> bool {
-    let found = Command::new("sh").args(["-c", &format!("command -v {command}")]).stdout(Stdio::null()).status().is_ok_and(|status| status.success());
+    let found = Command::new("sh")
+        .args(["-c", &format!("command -v {command}")])
+        .stdout(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
     if !found {
         skip(test, &format!("needs the command `{command}`"));
     }

@@ -1,0 +1,129 @@
+//! What went wrong, as the user reads it: a line, a hint, and an exit code. The only place where errors become numbers.
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+use crate::{config, supervisor};
+
+/// Exit codes. 0 is success, also after a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Code {
+    RunTime = 1,
+    Usage = 2,
+    Configuration = 3,
+    CannotBind = 4,
+    HostLacks = 6,
+}
+
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) code: Code,
+    pub(super) message: String,
+    pub(super) hint: String,
+}
+
+impl Failure {
+    pub(super) fn new(code: Code, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: hint.into() }
+    }
+
+    pub(super) fn report(&self) -> ExitCode {
+        eprintln!("error: {}\nhint: {}", self.message, self.hint);
+        ExitCode::from(self.code as u8)
+    }
+}
+
+impl From<config::Error> for Failure {
+    fn from(error: config::Error) -> Self {
+        Self::new(Code::Configuration, error.message, error.hint)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::new(Code::RunTime, error.to_string(), "the system has refused something that a running gateway needs")
+    }
+}
+
+impl From<supervisor::Error> for Failure {
+    fn from(error: supervisor::Error) -> Self {
+        use supervisor::Error;
+        match error {
+            Error::Bind { address, error } => {
+                let hint = match error.kind() {
+                    io::ErrorKind::AddrInUse => {
+                        format!(
+                            "`ss -ltnp sport = :{}` shows who has it; gateways of one user share a port when all have --reuse",
+                            address.port()
+                        )
+                    }
+                    io::ErrorKind::AddrNotAvailable => {
+                        "`ip address` shows this host's addresses; 0.0.0.0 means all of them".into()
+                    }
+                    io::ErrorKind::PermissionDenied => {
+                        "ports below 1024 need root, CAP_NET_BIND_SERVICE or systemd/gateway.socket".into()
+                    }
+                    _ => "choose another address with --addr".into(),
+                };
+                Self::new(Code::CannotBind, format!("cannot listen on {address}: {error}"), hint)
+            }
+            Error::PidFile { path, problem } => Self::new(
+                Code::Configuration,
+                format!("cannot use the pid file {}: {problem}", path.display()),
+                "remove that file if it is of no use, or name another one with --pid-file",
+            ),
+            Error::Engine(error) => Self::new(
+                Code::HostLacks,
+                format!("this host refuses io_uring (io_uring_setup: {error})"),
+                "look at `sysctl kernel.io_uring_disabled` and at the seccomp profile of the container, or use --engine epoll; \
+                 Linux 5.19 is needed",
+            ),
+            Error::WorkerStart(status) => {
+                Self::new(Code::RunTime, format!("a worker ended at its start ({status})"), "the log above says why")
+            }
+            Error::WorkerLate => Self::new(
+                Code::RunTime,
+                "the workers did not start in time",
+                "is this host overloaded? `--log-level debug` tells more",
+            ),
+            Error::Io(error) => error.into(),
+        }
+    }
+}
+
+impl From<clap::Error> for Failure {
+    /// One line and a hint out of what clap found, without its page of usage.
+    fn from(error: clap::Error) -> Self {
+        let text = |kind| match error.get(kind) {
+            Some(ContextValue::String(text)) => Some(text.clone()),
+            Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
+            _ => None,
+        };
+        let argument = text(ContextKind::InvalidArg).unwrap_or_default();
+        let value = text(ContextKind::InvalidValue).unwrap_or_default();
+        let suggestion = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand, ContextKind::SuggestedValue]
+            .into_iter()
+            .find_map(text);
+        let reason = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+        let message = match error.kind() {
+            ErrorKind::UnknownArgument => format!("unknown argument '{argument}'"),
+            ErrorKind::InvalidSubcommand => {
+                format!("unknown verb '{}'", text(ContextKind::InvalidSubcommand).unwrap_or_default())
+            }
+            ErrorKind::InvalidValue if value.is_empty() => format!("'{argument}' needs a value"),
+            ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
+                format!("'{value}' will not do for '{argument}'{reason}")
+            }
+            ErrorKind::MissingRequiredArgument => format!("missing {argument}"),
+            ErrorKind::ArgumentConflict => {
+                format!("'{argument}' cannot stand beside {}", text(ContextKind::PriorArg).unwrap_or_default())
+            }
+            _ => error.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned(),
+        };
+        let valid = text(ContextKind::ValidValue).map(|values| format!("possible values: {values}"));
+        let hint = suggestion.map(|suggestion| format!("did you mean '{suggestion}'?")).or(valid);
+        Self::new(Code::Usage, message, hint.unwrap_or_else(|| "see `gateway --help`, or `gateway VERB --help`".into()))
+    }
+}
