@@ -153,15 +153,15 @@ on_both_engines! {
 }
 
 on_both_engines! {
-    fn a_quiet_game_that_was_bulk_holds_two_descriptors_and_no_pipe(engine) {
+    fn games_that_were_bulk_keep_two_sockets_each_and_share_the_pipes(engine) {
         /// Read and write ends in a worker's pool of pipes.
         const POOL_LINKS: usize = 128;
         let _alone = alone();
         let gateway = Gateway::start(engine);
-        let text = Text::seeded("a_quiet_game_that_was_bulk_holds_two_descriptors_and_no_pipe");
+        let text = Text::seeded("games_that_were_bulk_keep_two_sockets_each_and_share_the_pipes");
         let count = |kind| links(gateway.worker()).iter().filter(|link| link.starts_with(kind)).count();
         let mut games = vec![game(&gateway)];
-        let others = count("socket:") - 2;
+        let (own_sockets, own_pipes) = (count("socket:") - 2, count("pipe:"));
         games.extend((1..100).map(|_| game(&gateway)));
         // All are stopped in the middle of bulk at the same time, so more directions want a pipe than the pool holds.
         let filled: Vec<_> = games.iter().map(|(client, _)| fill(client, &text)).collect();
@@ -169,8 +169,9 @@ on_both_engines! {
             let (got, end) = receive(backend, &text, 0..bytes);
             assert_eq!(got, bytes, "{end:?}");
         }
-        assert_eq!(count("socket:"), others + 2 * games.len());
-        wait_until(|| count("pipe:") <= POOL_LINKS, || format!("{} ends of pipes remain", count("pipe:")));
+        assert_eq!(count("socket:"), own_sockets + 2 * games.len());
+        let pipes = count("pipe:") - own_pipes;
+        assert!(pipes <= POOL_LINKS, "{pipes} ends of pipes remain");
     }
 }
 
@@ -246,18 +247,19 @@ fn wait_behind_a_stopped_reader(
     let worker = gateway.worker();
     let resident = resident_bytes(worker);
     let sent = AtomicUsize::new(0);
-    thread::scope(|scope| {
+    let (stopped_at, share, grown) = thread::scope(|scope| {
         scope.spawn(|| send(sender, text, range.clone(), piece, &sent));
         wait_until_still(|| sent.load(Relaxed));
-        let sent = sent.load(Relaxed);
+        let stopped_at = sent.load(Relaxed);
         let share = cpu_share(worker, Duration::from_secs(2));
-        assert!(share < 0.05, "the worker uses {:.1} % of a core while nothing moves", share * 100.0);
         let grown = resident_bytes(worker).saturating_sub(resident);
-        assert!(grown < 256 * 1024, "the worker holds {grown} bytes more");
         let (got, end) = receive(reader, text, range.clone());
         assert_eq!(got, range.end, "{end:?}");
-        sent
-    })
+        (stopped_at, share, grown)
+    });
+    assert!(share < 0.05, "the worker used {:.1} % of a core while nothing moved", share * 100.0);
+    assert!(grown < 256 * 1024, "the worker held {grown} bytes more");
+    stopped_at
 }
 
 /// A thousand games, sixteen at a time.

@@ -1,12 +1,10 @@
 //! `gateway encrypt` and `gateway decrypt`: tokens, as `openssl enc` makes and reads them.
 
-use std::io::Read;
-
 use super::failure::{Code, Failure};
 use crate::config::SecretForm;
-use crate::proto::line::LINE_BYTES_MAX;
+use crate::proto::line::{LINE_BYTES_MAX, WRAP_COLUMNS};
 use crate::proto::target::Target;
-use crate::proto::token::{Digest, Keyring};
+use crate::proto::token::{BadToken, Digest, Keyring};
 
 #[derive(clap::Args)]
 pub(super) struct Encrypt {
@@ -22,7 +20,7 @@ pub(super) struct Encrypt {
 
 #[derive(clap::Args)]
 pub(super) struct Decrypt {
-    /// The token; without it, read from standard input, wrapped or not
+    /// The token; without it, tokens are read from standard input, wrapped or not
     token: Option<String>,
     #[command(flatten)]
     secrets: SecretForm,
@@ -46,22 +44,28 @@ pub(super) fn seal(keys: &Keyring, target: &Target, digest: Digest) -> Result<St
 impl Decrypt {
     pub(super) fn run(&self) -> Result<(), Failure> {
         let keys = keyring(&self.secrets)?;
-        let token = match &self.token {
-            Some(token) => token.clone(),
-            None => {
-                let mut text = String::new();
-                std::io::stdin().take(2 * LINE_BYTES_MAX as u64).read_to_string(&mut text)?;
-                text
+        if let Some(token) = &self.token {
+            println!("{}", keys.open(token.as_bytes()).map_err(unopened)?);
+            return Ok(());
+        }
+        let mut token = String::new();
+        for line in std::io::stdin().lines() {
+            token.push_str(line?.trim_end());
+            match keys.open(token.as_bytes()) {
+                Ok(target) => {
+                    println!("{target}");
+                    token.clear();
+                }
+                Err(_) if token.len() % WRAP_COLUMNS == 0 && token.len() < LINE_BYTES_MAX => {} // may go on in the next line
+                Err(error) => return Err(unopened(error)),
             }
-        };
-        let token: String = token.split_whitespace().collect();
-        let target = keys.open(token.as_bytes()).map_err(|error| {
-            let hint = "is it whole, and is this the secret it was made with?";
-            Failure::new(Code::RunTime, error.to_string(), hint)
-        })?;
-        println!("{target}");
-        Ok(())
+        }
+        if token.is_empty() { Ok(()) } else { Err(unopened(BadToken)) }
     }
+}
+
+fn unopened(error: BadToken) -> Failure {
+    Failure::new(Code::RunTime, error.to_string(), "is it whole, and is this the secret it was made with?")
 }
 
 fn keyring(form: &SecretForm) -> Result<Keyring, Failure> {

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, raise};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -123,10 +123,10 @@ async fn live(gateway: SocketAddr, token: String) -> Result<(), Failure> {
     let mut total = 0;
     loop {
         let mut second = Vec::new();
-        let until = tokio::time::Instant::now() + Duration::from_secs(1);
+        let until = sys::clock::now() + Duration::from_secs(1);
         loop {
             tokio::select! {
-                () = tokio::time::sleep_until(until) => break,
+                () = tokio::time::sleep_until(until.into()) => break,
                 sample = taken.recv() => match sample {
                     Some(sample) => second.push(sample),
                     None => return Ok(()), // every player has left
@@ -157,7 +157,7 @@ async fn play(gateway: SocketAddr, token: String, samples: mpsc::Sender<Duration
     join(&mut client, &token).await?;
     let mut message = [b'x'; MESSAGE_BYTES];
     loop {
-        let sent: Instant = sys::clock::now();
+        let sent = sys::clock::now();
         client.write_all(&message).await?;
         client.read_exact(&mut message).await?;
         if samples.send(sys::clock::now() - sent).await.is_err() {

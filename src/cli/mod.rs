@@ -51,7 +51,7 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => {
-            print!("{}", error.render().ansi()); // --help and --version
+            let _ = error.print(); // --help and --version
             return ExitCode::SUCCESS;
         }
         Err(error) => return Failure::from(error).report(),

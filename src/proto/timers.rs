@@ -164,12 +164,13 @@ impl Timers {
     fn next_slot_of(&self, level: usize) -> Option<(usize, usize, u64)> {
         let shift = SLOT_BITS * level as u32;
         let current = (self.elapsed >> shift) % SLOTS as u64;
-        let ahead = self.occupied[level].rotate_right(current as u32).trailing_zeros();
-        if ahead == 64 {
-            return None;
-        }
-        // A slot that is the current one was filled for the next time round, which only the last level allows.
-        let ahead = if ahead == 0 { SLOTS as u64 } else { u64::from(ahead) };
+        // The slot of this moment was filled for the next time round, which only the last level allows: it comes last.
+        let occupied = self.occupied[level].rotate_right(current as u32);
+        let ahead = match (occupied & !1, occupied & 1) {
+            (0, 0) => return None,
+            (0, _) => SLOTS as u64,
+            (others, _) => u64::from(others.trailing_zeros()),
+        };
         let tick = ((self.elapsed >> shift) + ahead) << shift;
         Some((level, ((current + ahead) % SLOTS as u64) as usize, tick))
     }
@@ -213,6 +214,17 @@ mod tests {
             assert!(looks <= 16, "{looks} looks for {microseconds} µs");
             assert_eq!(timers.next_deadline(), None);
         }
+    }
+
+    #[test]
+    fn a_deadline_a_whole_round_away_hides_no_nearer_one() {
+        let origin = clock::now();
+        let mut timers = Timers::new(origin);
+        let near = origin + Duration::from_millis(1 << 18);
+        timers.set(0, near);
+        assert_eq!(timers.pop_expired(origin + TICK), None);
+        timers.set(1, origin + Duration::from_millis(1 << 24));
+        assert_eq!(timers.next_deadline(), Some(near));
     }
 
     #[derive(Clone, Debug)]

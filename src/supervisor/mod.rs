@@ -17,16 +17,16 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use crate::engine::{self, Choice, Kind};
 use crate::proto::token::Keyring;
+use crate::sys::clock;
 use crate::{limits, log, sys, tcp};
 use listeners::Listeners;
 use pid_file::PidFile;
@@ -138,7 +138,7 @@ pub async fn supervise(
                 (Told::Drain, Life::Run) => {
                     tracing::info!("draining: no new connections, running games go on");
                     notify(&[NotifyState::Stopping]);
-                    stop_at = drain.map(|time| Instant::now() + time);
+                    stop_at = drain.map(|time| clock::now() + time);
                     set_life(Life::Drain);
                 }
                 (Told::Drain | Told::Stop, _) => {
@@ -161,7 +161,7 @@ pub async fn supervise(
                 tracing::info!("the time for draining is over: stopping now");
                 set_life(Life::Stop);
             }
-            () = until(watchdog.map(|pause| Instant::now() + pause)) => notify(&[NotifyState::Watchdog]),
+            () = until(watchdog.map(|pause| clock::now() + pause)) => notify(&[NotifyState::Watchdog]),
         }
     }
     tracing::info!("gateway ended");
@@ -244,7 +244,7 @@ impl Signals {
 /// Waits for a time, or for ever.
 async fn until(time: Option<Instant>) {
     match time {
-        Some(time) => tokio::time::sleep_until(time).await,
+        Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,
     }
 }

@@ -9,10 +9,10 @@ use std::time::Duration;
 use tokio::net::UnixDatagram;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
 
 use crate::engine::Kind;
 use crate::proto::token::Keyring;
+use crate::sys::clock;
 use crate::worker::{Order, Report};
 use crate::{limits, log, sys, tcp};
 
@@ -61,7 +61,7 @@ impl Keeper {
     pub(super) async fn keep(mut self) {
         let mut pause = Duration::ZERO;
         while self.life() == Life::Run {
-            let since = Instant::now();
+            let since = clock::now();
             let ended = self.live().await;
             if self.life() != Life::Run {
                 return;
@@ -76,7 +76,7 @@ impl Keeper {
                     tracing::error!(worker = self.number, %error, "a worker cannot be started; tried again")
                 }
             }
-            pause = if ended.is_ok() && since.elapsed() >= limits::WORKER_SETTLED {
+            pause = if ended.is_ok() && clock::now() - since >= limits::WORKER_SETTLED {
                 Duration::ZERO
             } else {
                 (pause * 2).clamp(limits::RESTART_PAUSE_MIN, limits::RESTART_PAUSE_MAX)
@@ -95,7 +95,7 @@ impl Keeper {
     /// The life of one process.
     async fn live(&mut self) -> io::Result<ExitStatus> {
         let (mut child, control) = self.start()?;
-        let mut patience = Instant::now() + limits::HEARTBEAT_PATIENCE;
+        let mut patience = clock::now() + limits::HEARTBEAT_PATIENCE;
         let mut buffer = [0; 256]; // a report is far shorter
         let mut known = self.state.borrow_and_update().clone();
         loop {
@@ -103,12 +103,12 @@ impl Keeper {
                 status = child.wait() => return status,
                 received = control.recv(&mut buffer) => match received {
                     Ok(n @ 1..) => {
-                        patience = Instant::now() + limits::HEARTBEAT_PATIENCE;
+                        patience = clock::now() + limits::HEARTBEAT_PATIENCE;
                         self.hear(&buffer[..n]);
                     }
                     Ok(0) | Err(_) => return child.wait().await, // it has closed its end: it is ending
                 },
-                () = tokio::time::sleep_until(patience) => {
+                () = tokio::time::sleep_until(patience.into()) => {
                     tracing::error!(worker = self.number, "a worker has stopped answering and is killed");
                     child.start_kill()?;
                     return child.wait().await;
