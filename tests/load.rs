@@ -133,7 +133,7 @@ impl Endings {
             assert_eq!(read_answer(client), "200");
         };
         let end = |client: &TcpStream| client.shutdown(Shutdown::Write).expect("it ends");
-        match if (i + 1) % A_TIME_OUT_IN == 0 { 11 } else { i % 11 } {
+        match if (i + 1).is_multiple_of(A_TIME_OUT_IN) { 11 } else { i % 11 } {
             // The client ends first.
             0 => {
                 open(&mut client, &self.echo);

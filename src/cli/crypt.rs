@@ -8,7 +8,7 @@ use crate::proto::token::{BadToken, Digest, Keyring};
 
 #[derive(clap::Args)]
 pub(super) struct Encrypt {
-    /// Backend: IPv4:port, [IPv6]:port or name:port
+    /// Backend: `IPv4:port`, `[IPv6]:port` or `name:port`
     #[arg(value_name = "HOST:PORT")]
     target: Target,
     #[command(flatten)]
@@ -56,7 +56,7 @@ impl Decrypt {
                     println!("{target}");
                     token.clear();
                 }
-                Err(_) if token.len() % WRAP_COLUMNS == 0 && token.len() < LINE_BYTES_MAX => {} // may go on in the next line
+                Err(_) if token.len().is_multiple_of(WRAP_COLUMNS) && token.len() < LINE_BYTES_MAX => {} // may go on in the next line
                 Err(error) => return Err(unopened(error)),
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! One engine serves one thread. It is readiness-driven: each socket is watched once, edge-triggered, and then read and
 //! written with plain non-blocking calls until they say that they would block. Two engines do this alike: a ring with
-//! multishot polls ([`uring`]) and its twin on epoll ([`epoll`]) for hosts that refuse rings. [`probe`] chooses.
+//! multishot polls (`uring`) and its twin on epoll (`epoll`) for hosts that refuse rings. [`probe`] chooses.
 //!
 //! The engine sits inside a runtime that does everything of low rate. Its [`Doorbell`] tells the runtime that there is
 //! something to [`Engine::poll`]. Deliberately absent: what a socket is for. A [`Token`] is the caller's business.

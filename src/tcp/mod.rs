@@ -1,6 +1,6 @@
 //! A connection's life: `accept -> handshake -> dial -> relay`, or `-> farewell` when it is refused.
 //!
-//! Connections are state machines in a table, driven by the engine's events and by one deadline each. [`Tcp::advance`] shows
+//! Connections are state machines in a table, driven by the engine's events and by one deadline each. `Tcp::advance` shows
 //! the whole life. A state is told what has changed (`note`), does what it can (`step`) and says until when it may stay
 //! (`deadline`). No state is without a deadline.
 

@@ -91,15 +91,16 @@ impl Gateway {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|error| error.to_string())?;
-        let stderr = collect(child.stderr.take().expect("stderr is piped"));
+        let (stderr, collector) = collect(child.stderr.take().expect("stderr is piped"));
         let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
         let mut line = String::new();
         let address = loop {
             line.clear();
             if stdout.read_line(&mut line).unwrap_or(0) == 0 {
-                let status = child.wait();
+                let status = child.wait().expect("the child can be waited for");
+                collector.join().expect("the collector does not panic");
                 let said = stderr.lock().expect("not poisoned").clone();
-                return Err(format!("{status:?}: {said}"));
+                return Err(format!("{status}: {said}"));
             }
             if let Some(address) = line.trim().strip_prefix("listening on ") {
                 break address.parse().expect("an address is printed");
@@ -207,16 +208,16 @@ impl Drop for Gateway {
     }
 }
 
-fn collect(mut from: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+fn collect(mut from: impl Read + Send + 'static) -> (Arc<Mutex<String>>, thread::JoinHandle<()>) {
     let text = Arc::new(Mutex::new(String::new()));
     let into = text.clone();
-    thread::spawn(move || {
+    let collector = thread::spawn(move || {
         let mut buffer = [0; 8192];
         while let Ok(n @ 1..) = from.read(&mut buffer) {
             into.lock().expect("not poisoned").push_str(&String::from_utf8_lossy(&buffer[..n]));
         }
     });
-    text
+    (text, collector)
 }
 
 pub fn children_of(pid: u32) -> Vec<u32> {
