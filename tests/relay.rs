@@ -19,11 +19,11 @@ on_both_engines! {
         let _alone = alone();
         let gateway = Gateway::start(engine);
         let text = Text::seeded("one_byte_segments_wait_behind_a_stopped_reader");
-        // A direction that has just carried bulk may still splice, and sixteen such segments fill a pipe of 64 KiB.
-        for bulk in [0, 8 * MIB] {
+        // A direction that is full in the middle of bulk splices, and sixteen such segments fill a pipe of 64 KiB.
+        for in_bulk in [false, true] {
             let (client, backend) = game(&gateway);
-            carry(&text, &client, &backend, 0..bulk);
-            wait_behind_a_stopped_reader(&gateway, &text, (&client, &backend), bulk..bulk + 64 * 1024, 1);
+            let begun = if in_bulk { stuff(&client, &text, 0) } else { 0 };
+            wait_behind_a_stopped_reader(&gateway, &text, (&client, &backend), begun..begun + 64 * 1024, 1);
         }
     }
 }
@@ -76,8 +76,8 @@ on_both_engines! {
                 match bulk_from {
                     "the one that resets" => fill(&breaker, &text),
                     "the other" => fill(&victim, &text),
-                    _ => 0,
-                };
+                    _ => {}
+                }
                 reset(breaker);
                 let (_, end) = receive(&victim, &text, 0..usize::MAX);
                 let end = end.map_err(|error| error.kind());
@@ -162,12 +162,20 @@ on_both_engines! {
         let count = |kind| links(gateway.worker()).iter().filter(|link| link.starts_with(kind)).count();
         let mut games = vec![game(&gateway)];
         let (own_sockets, own_pipes) = (count("socket:") - 2, count("pipe:"));
-        games.extend((1..100).map(|_| game(&gateway)));
-        // All are stopped in the middle of bulk at the same time, so more directions want a pipe than the pool holds.
-        let filled: Vec<_> = games.iter().map(|(client, _)| fill(client, &text)).collect();
-        for ((_, backend), bytes) in games.iter().zip(filled) {
-            let (got, end) = receive(backend, &text, 0..bytes);
-            assert_eq!(got, bytes, "{end:?}");
+        games.extend((1..POOL_LINKS / 2 + 6).map(|_| game(&gateway)));
+        // All of them are bulk and then stop at the same time, so more directions hold on to a pipe than the pool has.
+        let stop = |(client, backend): &(TcpStream, TcpStream)| {
+            carry(&text, client, backend, 0..MIB);
+            stuff(client, &text, MIB)
+        };
+        let stopped: Vec<_> = thread::scope(|scope| {
+            let stop_all = |games: &[_]| games.iter().map(stop).collect::<Vec<_>>();
+            let threads: Vec<_> = games.chunks(8).map(|games| scope.spawn(move || stop_all(games))).collect();
+            threads.into_iter().flat_map(|thread| thread.join().expect("all of them stop")).collect()
+        });
+        for ((_, backend), at) in games.iter().zip(stopped) {
+            let (got, end) = receive(backend, &text, MIB..at);
+            assert_eq!(got, at, "{end:?}");
         }
         assert_eq!(count("socket:"), own_sockets + 2 * games.len());
         let pipes = count("pipe:") - own_pipes;
@@ -230,8 +238,8 @@ on_both_engines! {
     }
 }
 
-/// Sends to a reader that does not read, looks at the worker once nothing moves any more, and then lets the reader take it all.
-/// Returns how far the sender had come when it stood still.
+/// Sends this range to a reader that has read nothing yet, looks at the worker once nothing moves any more, and then lets
+/// the reader take it all. Returns how far the sender had come when it stood still.
 fn wait_behind_a_stopped_reader(
     gateway: &Gateway,
     text: &Text,
@@ -253,7 +261,7 @@ fn wait_behind_a_stopped_reader(
         let stopped_at = sent.load(Relaxed);
         let share = cpu_share(worker, Duration::from_secs(2));
         let grown = resident_bytes(worker).saturating_sub(resident);
-        let (got, end) = receive(reader, text, range.clone());
+        let (got, end) = receive(reader, text, 0..range.end);
         assert_eq!(got, range.end, "{end:?}");
         (stopped_at, share, grown)
     });
@@ -364,8 +372,8 @@ fn receive(mut from: &TcpStream, text: &Text, range: Range<usize>) -> (usize, io
     (at, Ok(()))
 }
 
-/// Sends the text from its start until the kernel takes no more of it. Says how much it took.
-fn fill(mut to: &TcpStream, text: &Text) -> usize {
+/// Sends the text from its start until the kernel takes no more of it.
+fn fill(mut to: &TcpStream, text: &Text) {
     to.set_nonblocking(true).expect("a socket can be non-blocking");
     let mut at = 0;
     loop {
@@ -377,7 +385,30 @@ fn fill(mut to: &TcpStream, text: &Text) -> usize {
         }
     }
     to.set_nonblocking(false).expect("a socket can be blocking");
-    at
+}
+
+/// Sends the text from `at` on until the worker leaves some of it unread, because the backend's side is full.
+/// Says where that is.
+fn stuff(client: &TcpStream, text: &Text, at: usize) -> usize {
+    const STEP: usize = 64 * 1024;
+    let port = |address: io::Result<SocketAddr>| format!(":{:04X}", address.expect("it is connected").port());
+    let (ours, theirs) = (port(client.local_addr()), port(client.peer_addr()));
+    let is_unread = || {
+        let table = std::fs::read_to_string("/proc/net/tcp").expect("the table can be read");
+        let mut rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        rows.any(|row| row[1].ends_with(&theirs) && row[2].ends_with(&ours) && !row[4].ends_with(":00000000"))
+    };
+    for at in (at..256 * MIB).step_by(STEP) {
+        send(client, text, at..at + STEP, STEP, &AtomicUsize::new(0));
+        let since = Instant::now();
+        while is_unread() {
+            if since.elapsed() > Duration::from_millis(200) {
+                return at + STEP;
+            }
+            pause();
+        }
+    }
+    panic!("nothing stops the sender");
 }
 
 fn assert_ended(mut stream: &TcpStream) {

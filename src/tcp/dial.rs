@@ -49,7 +49,7 @@ impl Dial {
             Target::Address(address) => (Some(vec![address]), address.port()),
             Target::Name { host, port } => {
                 let within = context.settings.dial_timeout * context.settings.dial_attempts;
-                context.names.ask(key, host, within);
+                context.names.ask(key, &host, within);
                 (None, port)
             }
         };

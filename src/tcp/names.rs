@@ -1,24 +1,34 @@
-//! Addresses of host names, found without holding anybody up: the system's name servers and `/etc/hosts`, asked by tasks of
-//! the runtime. Both files are read again when they have changed.
+//! Addresses of host names, found without holding anybody up: `/etc/hosts` first, then the system's name servers, asked by
+//! tasks of the runtime. Both files are read again when they have changed.
 
 use std::cell::RefCell;
 use std::fs;
 use std::net::IpAddr;
-use std::path::Path;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::LookupIpStrategy;
+use hickory_resolver::config::{ResolveHosts, ResolverConfig};
+use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::op::Query;
+use hickory_resolver::proto::rr::{Name, RecordType};
+use hickory_resolver::{Hosts, TokioResolver};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use super::Key;
 use crate::sys;
 
+const FILES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
+
 /// The files are looked at for changes at most so often.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
-const FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
+
+/// When one family has answered, the other has so long to do so (RFC 8305, section 3): a name server that swallows the
+/// questions for IPv6 must not cost a player the connect time-out.
+const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
+
+const FAMILIES: [RecordType; 2] = [RecordType::A, RecordType::AAAA];
 
 /// The answer to one question. No address: there is none, or nobody could tell.
 #[derive(Debug)]
@@ -27,21 +37,23 @@ pub struct Found {
     pub(super) addresses: Vec<IpAddr>,
 }
 
-#[derive(Debug)]
 pub struct Names {
     answers: mpsc::UnboundedSender<Found>, // one question a connection: as bounded as those are
-    resolver: Rc<RefCell<Option<Cached>>>,
+    sources: RefCell<Option<Sources>>,
 }
 
-struct Cached {
-    resolver: TokioResolver,
+/// What the files say.
+#[derive(Clone)]
+struct Sources {
+    hosts: Arc<Hosts>,
+    servers: TokioResolver,
     changed: [Option<SystemTime>; FILES.len()],
     looked: Instant,
 }
 
-impl std::fmt::Debug for Cached {
+impl std::fmt::Debug for Names {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cached").field("changed", &self.changed).finish_non_exhaustive()
+        f.debug_struct("Names").finish_non_exhaustive()
     }
 }
 
@@ -50,55 +62,97 @@ impl Names {
     #[must_use]
     pub fn new() -> (Self, mpsc::UnboundedReceiver<Found>) {
         let (answers, found) = mpsc::unbounded_channel();
-        (Self { answers, resolver: Rc::default() }, found)
+        (Self { answers, sources: RefCell::default() }, found)
     }
 
-    /// Asks for the addresses of `host`. The answer comes within the resolver's own time-out; whoever asked may be gone then.
-    pub(super) fn ask(&self, key: Key, host: String, within: Duration) {
-        let (answers, resolver) = (self.answers.clone(), self.resolver());
+    /// Asks for the addresses of `host`. Whoever asked may be gone when the answer comes; after `within` none comes.
+    pub(super) fn ask(&self, key: Key, host: &str, within: Duration) {
+        let answer = move |addresses| Found { key, addresses };
+        // Failures to send: nobody listens when the worker ends.
+        let (Ok(name), Ok(sources)) = (Name::from_ascii(host), self.sources()) else {
+            let _ = self.answers.send(answer(Vec::new()));
+            return;
+        };
+        let addresses = sources.in_hosts(&name);
+        if !addresses.is_empty() {
+            let _ = self.answers.send(answer(addresses));
+            return;
+        }
+        let answers = self.answers.clone();
         tokio::spawn(async move {
-            let lookup = async { resolver.ok()?.lookup_ip(host).await.ok() };
-            let addresses = match tokio::time::timeout(within, lookup).await {
-                Ok(Some(found)) => found.iter().map(|ip| ip.to_canonical()).collect(),
-                Ok(None) => Vec::new(),
-                Err(_too_slow) => return, // the attempt ends by its own time-out
-            };
-            let _ = answers.send(Found { key, addresses }); // nobody listens when the worker ends
+            if let Ok(addresses) = tokio::time::timeout(within, ask_servers(sources.servers, name)).await {
+                let _ = answers.send(answer(addresses));
+            }
         });
     }
 
-    fn resolver(&self) -> Result<TokioResolver, hickory_resolver::net::NetError> {
+    fn sources(&self) -> Result<Sources, NetError> {
         let now = sys::clock::now();
-        let mut cached = self.resolver.borrow_mut();
-        if let Some(cached) = cached.as_mut() {
-            if now < cached.looked + LOOK_PAUSE {
-                return Ok(cached.resolver.clone());
+        let mut known = self.sources.borrow_mut();
+        if let Some(sources) = known.as_mut() {
+            if now < sources.looked + LOOK_PAUSE {
+                return Ok(sources.clone());
             }
-            cached.looked = now;
-            if cached.changed == FILES.map(changed) {
-                return Ok(cached.resolver.clone());
+            sources.looked = now;
+            if sources.changed == FILES.map(changed) {
+                return Ok(sources.clone());
             }
         }
         let changed = FILES.map(changed);
-        let resolver = build()?;
-        *cached = Some(Cached { resolver: resolver.clone(), changed, looked: now });
-        Ok(resolver)
+        Ok(known.insert(Sources { hosts: Arc::new(read_hosts()), servers: servers()?, changed, looked: now }).clone())
     }
 }
 
-fn build() -> Result<TokioResolver, hickory_resolver::net::NetError> {
-    let mut builder = TokioResolver::builder_tokio().or_else(|_no_name_servers| {
-        // A host without resolv.conf still has its hosts file.
-        let config = hickory_resolver::config::ResolverConfig::from_parts(None, Vec::new(), Vec::new());
-        Ok::<_, hickory_resolver::net::NetError>(TokioResolver::builder_with_config(
-            config,
-            TokioRuntimeProvider::default(),
-        ))
-    })?;
-    builder.options_mut().ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+impl Sources {
+    fn in_hosts(&self, name: &Name) -> Vec<IpAddr> {
+        let found =
+            FAMILIES.iter().filter_map(|family| self.hosts.lookup_static_host(&Query::query(name.clone(), *family)));
+        found.flat_map(|lookup| addresses(&lookup)).collect()
+    }
+}
+
+/// Asks for both families at once, and does not wait for the slower one when the other has something.
+async fn ask_servers(servers: TokioResolver, name: Name) -> Vec<IpAddr> {
+    let mut asked = JoinSet::new();
+    for family in FAMILIES {
+        let (servers, name) = (servers.clone(), name.clone());
+        asked.spawn(async move { servers.lookup(name, family).await.map(|lookup| addresses(&lookup)) });
+    }
+    let mut found = Vec::new();
+    loop {
+        let next = if found.is_empty() {
+            asked.join_next().await
+        } else {
+            tokio::time::timeout(RESOLUTION_DELAY, asked.join_next()).await.ok().flatten()
+        };
+        match next {
+            Some(Ok(Ok(addresses))) => found.extend(addresses),
+            Some(_no_such_record) => {}
+            None => return found,
+        }
+    }
+}
+
+fn addresses(lookup: &hickory_resolver::lookup::Lookup) -> Vec<IpAddr> {
+    lookup.answers().iter().filter_map(|record| record.data.ip_addr()).map(|ip| ip.to_canonical()).collect()
+}
+
+fn read_hosts() -> Hosts {
+    let mut hosts = Hosts::default();
+    // A host without that file, or with one that cannot be read, has no such names.
+    let _ = fs::File::open(FILES[0]).and_then(|file| hosts.read_hosts_conf(file));
+    hosts
+}
+
+fn servers() -> Result<TokioResolver, NetError> {
+    let mut builder = TokioResolver::builder_tokio().unwrap_or_else(|_no_name_servers| {
+        let none = ResolverConfig::from_parts(None, Vec::new(), Vec::new());
+        TokioResolver::builder_with_config(none, TokioRuntimeProvider::default())
+    });
+    builder.options_mut().use_hosts_file = ResolveHosts::Never; // read here, before anybody is asked
     builder.build()
 }
 
-fn changed(path: impl AsRef<Path>) -> Option<SystemTime> {
+fn changed(path: &str) -> Option<SystemTime> {
     fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
 }
