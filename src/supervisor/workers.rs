@@ -99,7 +99,9 @@ impl Keeper {
         let mut buffer = [0; 256]; // a report is far shorter
         let mut known = self.state.borrow_and_update().clone();
         loop {
+            // In this order: after a suspension of this host, heartbeats are heard before patience is found to be over.
             tokio::select! {
+                biased;
                 status = child.wait() => return status,
                 received = control.recv(&mut buffer) => match received {
                     Ok(n @ 1..) => {
@@ -108,11 +110,6 @@ impl Keeper {
                     }
                     Ok(0) | Err(_) => return child.wait().await, // it has closed its end: it is ending
                 },
-                () = tokio::time::sleep_until(patience.into()) => {
-                    tracing::error!(worker = self.number, "a worker has stopped answering and is killed");
-                    child.start_kill()?;
-                    return child.wait().await;
-                }
                 changed = self.state.changed() => {
                     changed.map_err(io::Error::other)?;
                     let now = self.state.borrow_and_update().clone();
@@ -129,6 +126,11 @@ impl Keeper {
                         }, &now.plan.keys, &[])?;
                     }
                     known = now;
+                }
+                () = tokio::time::sleep_until(patience.into()) => {
+                    tracing::error!(worker = self.number, "a worker has stopped answering and is killed");
+                    child.start_kill()?;
+                    return child.wait().await;
                 }
             }
         }
@@ -163,6 +165,7 @@ impl Keeper {
             .env_clear()
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
+            .kill_on_drop(true) // it must not live on unheard when something fails here
             .spawn()?;
         let ours = std::os::unix::net::UnixDatagram::from(ours);
         let plan = self.state.borrow().plan.clone();

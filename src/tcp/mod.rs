@@ -56,8 +56,8 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Tcp {
     connections: Slab<Connection>,
-    /// Connections that spent their budget and go on in the next turn.
-    again: Vec<Key>,
+    /// Connections that spent their budget and go on in the next turn, each once.
+    unfinished: Vec<Key>,
     doors: Doors,
     events: Vec<Event>,
     context: Context,
@@ -102,6 +102,10 @@ struct Connection {
     since: Instant,
     /// The deadline that is set in the table of timers.
     timer: Option<Instant>,
+    /// Is in the list of those that go on in the next turn.
+    unfinished: bool,
+    /// Enough of a hash to tell targets apart in the log, when there is one.
+    target: Option<String>,
     state: State,
 }
 
@@ -179,7 +183,7 @@ impl Tcp {
         let context = Context { engine, timers: Timers::new(now), names, shared, keys, settings, now, generations: 0 };
         let mut tcp = Self {
             connections: Slab::new(),
-            again: Vec::new(),
+            unfinished: Vec::new(),
             doors: Doors::new(listeners),
             events: Vec::new(),
             context,
@@ -214,6 +218,7 @@ impl Tcp {
     /// When the engine fails; the worker cannot go on.
     pub fn turn(&mut self) -> io::Result<bool> {
         self.context.now = sys::clock::now();
+        let unfinished = std::mem::take(&mut self.unfinished);
         let mut events = std::mem::take(&mut self.events);
         self.context.engine.poll(&mut events)?;
         let busy = !events.is_empty();
@@ -227,13 +232,14 @@ impl Tcp {
                 self.advance(slot);
             }
         }
-        for key in std::mem::take(&mut self.again) {
+        for key in unfinished {
             if self.knows(key) {
+                self.connections[key.slot as usize].unfinished = false;
                 self.advance(key.slot);
             }
         }
         self.admit();
-        Ok(busy || !self.again.is_empty() || !self.context.engine.prepare_to_wait())
+        Ok(busy || !self.unfinished.is_empty() || !self.context.engine.prepare_to_wait())
     }
 
     /// When [`Self::turn`] must be called at the latest.
@@ -299,6 +305,8 @@ impl Tcp {
             source: source.flatten(),
             since: context.now,
             timer,
+            unfinished: false,
+            target: None,
             state: State::Handshake(handshake),
         });
     }
@@ -326,8 +334,14 @@ impl Tcp {
                     }
                     return;
                 }
-                Next::Again => return self.again.push(connection.key),
+                Next::Again => {
+                    if !std::mem::replace(&mut connection.unfinished, true) {
+                        self.unfinished.push(connection.key);
+                    }
+                    return;
+                }
                 Next::Dial { target, early, completed } => {
+                    connection.target = tracing::enabled!(tracing::Level::DEBUG).then(|| target.hash());
                     let dial = Dial::new(connection.key, target, early, completed, context);
                     std::mem::replace(&mut connection.state, State::Dial(Box::new(dial)))
                 }
@@ -411,6 +425,7 @@ impl Connection {
         };
         tracing::debug!(
             source = self.source.map(tracing::field::display),
+            target = self.target,
             bytes_up = up,
             bytes_down = down,
             ms = u64::try_from((now - self.since).as_millis()).unwrap_or(u64::MAX),

@@ -111,7 +111,8 @@ impl Relay {
 impl Flow {
     fn run(&mut self, source: &mut Side, sink: &mut Side, context: &mut Context) -> Flown {
         if self.ended {
-            return Flown::Blocked;
+            // Nothing is read any more from a source that has ended: that it failed later is seen only here.
+            return if source.ready.failed { Flown::Failed } else { Flown::Blocked };
         }
         if sink.ready.writable && (source.ready.readable || self.pump.holds_bytes()) {
             let (from, to) = (source.socket.as_fd(), sink.socket.as_fd());
