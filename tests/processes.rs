@@ -81,8 +81,9 @@ on_both_engines! {
             let callers = [(); CALLERS].map(|()| scope.spawn(call_on));
             wait_until(|| calls.load(Relaxed) > 200, || "nobody gets through".into());
             signal(victim, "KILL");
+            let serves = |pid: u32| holders(&[gateway.play(backend)], &[pid]) == [Some(pid)];
             wait_until(
-                || gateway.workers().iter().any(|pid| !workers.contains(pid) && holder(&gateway.play(backend), &[*pid]).is_some()),
+                || gateway.workers().iter().any(|pid| !workers.contains(pid) && serves(*pid)),
                 || format!("no new worker serves: {:?}", gateway.workers()),
             );
             done.store(true, Relaxed);
@@ -106,7 +107,9 @@ on_both_engines! {
         // A stopped worker accepts nothing, so all of these wait in its queue.
         signal(worker, "STOP");
         let mut clients: Vec<_> = (0..64).map(|_| gateway.connect()).collect();
-        clients.iter_mut().for_each(|client| client.write_all(line.as_bytes()).expect("the line is sent"));
+        for client in &mut clients {
+            client.write_all(line.as_bytes()).expect("the line is sent");
+        }
         signal(worker, "KILL");
         for client in &mut clients {
             assert_eq!(read_answer(client), "200");
@@ -216,25 +219,25 @@ fn drains(mut daemons: Vec<Gateway>, stop: &str) {
 
 /// Games, each with the worker that holds it; every worker holds some.
 fn games_on_each(gateway: &Gateway, workers: &[u32], backend: SocketAddr) -> Vec<(u32, TcpStream)> {
-    let play = |_| {
-        let game = gateway.play(backend);
-        (holder(&game, workers).expect("one of the workers answered"), game)
-    };
     // The kernel spreads connections by a hash: all 32 on one of two workers is as good as impossible.
-    let games: Vec<_> = (0..32).map(play).collect();
-    assert!(workers.iter().all(|worker| games.iter().any(|(holder, _)| holder == worker)), "a worker got no game");
-    games
+    let games: Vec<_> = (0..32).map(|_| gateway.play(backend)).collect();
+    let holders = holders(&games, workers);
+    assert!(workers.iter().all(|worker| holders.contains(&Some(*worker))), "a worker has no game: {holders:?}");
+    holders.into_iter().map(|holder| holder.expect("one of the workers has answered")).zip(games).collect()
 }
 
-/// Which of `workers` holds the other end of this client's connection.
-fn holder(client: &TcpStream, workers: &[u32]) -> Option<u32> {
-    let port = |address: SocketAddr| format!(":{:04X}", address.port());
-    let (ours, theirs) = (port(client.local_addr().ok()?), port(client.peer_addr().ok()?));
+/// Which of `workers` holds the other end of each client's connection.
+fn holders(clients: &[TcpStream], workers: &[u32]) -> Vec<Option<u32>> {
     let table = std::fs::read_to_string("/proc/net/tcp").expect("the table can be read");
-    let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let row = rows.into_iter().find(|row| row[1].ends_with(&theirs) && row[2].ends_with(&ours))?;
-    let link = format!("socket:[{}]", row[9]);
-    workers.iter().copied().find(|worker| links(*worker).contains(&link))
+    let links: Vec<_> = workers.iter().map(|worker| (*worker, links(*worker))).collect();
+    let holder = |client: &TcpStream| {
+        let (local, peer) = (client.peer_addr().ok()?.port(), client.local_addr().ok()?.port());
+        let ends = format!(": 0100007F:{local:04X} 0100007F:{peer:04X} ");
+        let inode = table.lines().find(|line| line.contains(&ends))?.split_whitespace().nth(9)?;
+        let link = format!("socket:[{inode}]");
+        links.iter().find(|(_, links)| links.contains(&link)).map(|(worker, _)| *worker)
+    };
+    clients.iter().map(holder).collect()
 }
 
 fn echoes(game: &mut TcpStream) -> bool {

@@ -2,6 +2,7 @@
 mod common;
 
 use common::*;
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::ops::Range;
@@ -22,7 +23,7 @@ on_both_engines! {
         // A direction that is full in the middle of bulk splices, and sixteen such segments fill a pipe of 64 KiB.
         for in_bulk in [false, true] {
             let (client, backend) = game(&gateway);
-            let begun = if in_bulk { stuff(&client, &text, 0) } else { 0 };
+            let begun = if in_bulk { stuff(&gateway, &text, &[&client], 0)[0] } else { 0 };
             wait_behind_a_stopped_reader(&gateway, &text, (&client, &backend), begun..begun + 64 * 1024, 1);
         }
     }
@@ -164,15 +165,9 @@ on_both_engines! {
         let (own_sockets, own_pipes) = (count("socket:") - 2, count("pipe:"));
         games.extend((1..POOL_LINKS / 2 + 6).map(|_| game(&gateway)));
         // All of them are bulk and then stop at the same time, so more directions hold on to a pipe than the pool has.
-        let stop = |(client, backend): &(TcpStream, TcpStream)| {
-            carry(&text, client, backend, 0..MIB);
-            stuff(client, &text, MIB)
-        };
-        let stopped: Vec<_> = thread::scope(|scope| {
-            let stop_all = |games: &[_]| games.iter().map(stop).collect::<Vec<_>>();
-            let threads: Vec<_> = games.chunks(8).map(|games| scope.spawn(move || stop_all(games))).collect();
-            threads.into_iter().flat_map(|thread| thread.join().expect("all of them stop")).collect()
-        });
+        games.iter().for_each(|(client, backend)| carry(&text, client, backend, 0..MIB));
+        let clients: Vec<_> = games.iter().map(|(client, _)| client).collect();
+        let stopped = stuff(&gateway, &text, &clients, MIB);
         for ((_, backend), at) in games.iter().zip(stopped) {
             let (got, end) = receive(backend, &text, MIB..at);
             assert_eq!(got, at, "{end:?}");
@@ -387,28 +382,37 @@ fn fill(mut to: &TcpStream, text: &Text) {
     to.set_nonblocking(false).expect("a socket can be blocking");
 }
 
-/// Sends the text from `at` on until the worker leaves some of it unread, because the backend's side is full.
-/// Says where that is.
-fn stuff(client: &TcpStream, text: &Text, at: usize) -> usize {
+/// Sends the text from `at` on until the worker leaves some of it unread, because the backends' side is full.
+/// Says how far each client came.
+fn stuff(gateway: &Gateway, text: &Text, clients: &[&TcpStream], at: usize) -> Vec<usize> {
     const STEP: usize = 64 * 1024;
-    let port = |address: io::Result<SocketAddr>| format!(":{:04X}", address.expect("it is connected").port());
-    let (ours, theirs) = (port(client.local_addr()), port(client.peer_addr()));
-    let is_unread = || {
-        let table = std::fs::read_to_string("/proc/net/tcp").expect("the table can be read");
-        let mut rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        rows.any(|row| row[1].ends_with(&theirs) && row[2].ends_with(&ours) && !row[4].ends_with(":00000000"))
-    };
-    for at in (at..256 * MIB).step_by(STEP) {
-        send(client, text, at..at + STEP, STEP, &AtomicUsize::new(0));
-        let since = Instant::now();
-        while is_unread() {
-            if since.elapsed() > Duration::from_millis(200) {
-                return at + STEP;
-            }
-            pause();
+    let port = |client: &TcpStream| client.local_addr().expect("it is connected").port();
+    let mut ends = vec![at; clients.len()];
+    let mut full = BTreeSet::new();
+    while full.len() < clients.len() {
+        for (client, end) in clients.iter().zip(&mut ends).filter(|(client, _)| !full.contains(&port(client))) {
+            assert!(*end < 256 * MIB, "nothing stops the sender");
+            send(client, text, *end..*end + STEP, STEP, &AtomicUsize::new(0));
+            *end += STEP;
         }
+        let since = Instant::now();
+        let mut unread = unread(gateway);
+        while unread.len() > full.len() && since.elapsed() < Duration::from_millis(200) {
+            pause();
+            unread = self::unread(gateway);
+        }
+        full = unread;
     }
-    panic!("nothing stops the sender");
+    ends
+}
+
+/// The ports of clients that have sent what the worker has not read.
+fn unread(gateway: &Gateway) -> BTreeSet<u16> {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("the table can be read");
+    let local = format!(": 0100007F:{:04X} ", gateway.address.port());
+    let rows = table.lines().filter(|line| line.contains(&local)).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let unread = rows.filter(|row| !row[4].ends_with(":00000000"));
+    unread.map(|row| u16::from_str_radix(&row[2]["0100007F:".len()..], 16).expect("a port")).collect()
 }
 
 fn assert_ended(mut stream: &TcpStream) {

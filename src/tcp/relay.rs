@@ -28,7 +28,7 @@ struct Flow {
 }
 
 /// How far a direction came.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flown {
     Blocked,
     BudgetSpent,
@@ -72,8 +72,9 @@ impl Relay {
     pub(super) fn step(&mut self, client: &mut Side, context: &mut Context) -> Next {
         let before = self.moved();
         let up = self.up.run(client, &mut self.backend, context);
-        let down = self.down.run(&mut self.backend, client, context);
-        if up == Flown::Failed || down == Flown::Failed {
+        // A failure is told once: the other pump would take what is left of that socket for an end, and pass a FIN on.
+        let down = if up == Flown::Failed { up } else { self.down.run(&mut self.backend, client, context) };
+        if down == Flown::Failed {
             socket::reset(client.socket.as_fd());
             socket::reset(self.backend.socket.as_fd());
             return Next::Close(Ending::Reset);
