@@ -111,6 +111,11 @@ pub struct SecretForm {
     /// The secret itself; GATEWAY_SECRET does the same. `ps` may show it: prefer a file
     #[arg(long, value_name = "SECRET", help_heading = "Secrets")]
     pub secret: Option<Typed>,
+
+    /// `GATEWAY_SECRET`, taken over by [`SecretForm::take_from_process`].
+    #[arg(skip)]
+    #[serde(skip)]
+    environment: Option<Typed>,
 }
 
 #[derive(Clone, Debug, Default, clap::Args, Deserialize)]
@@ -150,11 +155,11 @@ impl Config {
     /// # Errors
     /// A file that cannot be read or understood, a value out of its range, a missing or empty secret.
     pub fn resolve(typed: &Form) -> Result<Self, Error> {
-        let form = match &typed.config {
-            None => typed.clone(),
-            Some(path) => typed.clone().over(Form::read(path)?),
-        };
+        let file = typed.config.as_deref().map(Form::read).transpose()?.unwrap_or_default();
         let mut warnings = Vec::new();
+        let keys = typed.secrets.keyring(&file.secrets, &mut warnings)?;
+        let form = typed.clone().over(file);
+        within("addr", form.addr.len(), 0, limits::ADDRESSES_MAX)?;
         let policy = Policy { allow: form.allow, deny: form.deny };
         within("allow", policy.allow.len(), 0, limits::RULES_MAX)?;
         within("deny", policy.deny.len(), 0, limits::RULES_MAX)?;
@@ -171,7 +176,7 @@ impl Config {
             pid_file: Some(form.pid_file.unwrap_or_else(|| PathBuf::from("gateway.pid"))),
             drain: form.drain.map(|span| span.0),
             log: form.log.settings(),
-            keys: form.secrets.keyring(&mut warnings)?,
+            keys,
             tcp: tcp::Settings {
                 handshake_timeout: span(form.handshake_timeout, limits::HANDSHAKE_TIMEOUT),
                 dial_timeout: span(form.timeout, limits::DIAL_TIMEOUT),
@@ -228,7 +233,7 @@ impl Form {
             engine: self.engine.or(other.engine),
             pid_file: self.pid_file.or(other.pid_file),
             drain: self.drain.or(other.drain),
-            secrets: self.secrets.over(other.secrets),
+            secrets: self.secrets, // looked for in both forms, one after the other
             retry: self.retry.or(other.retry),
             timeout: self.timeout.or(other.timeout),
             allow: many(self.allow, other.allow),
@@ -259,25 +264,50 @@ impl LogForm {
 }
 
 impl SecretForm {
-    fn over(self, other: Self) -> Self {
-        if self.secret_file.is_empty() && self.secret.is_none() { other } else { self }
+    /// A form that names one file.
+    #[must_use]
+    pub fn of_file(path: PathBuf) -> Self {
+        Self { secret_file: vec![path], ..Self::default() }
     }
 
-    /// The secrets in force.
+    /// Takes the secret out of the environment into this form, and wipes it and a typed one from where `ps` and `/proc` would
+    /// show them. Only for a process that has one thread yet.
+    ///
+    /// # Errors
+    /// When this process cannot be examined.
+    pub fn take_from_process(&mut self) -> std::io::Result<()> {
+        let from_environment = std::env::var(ENVIRONMENT).ok().filter(|secret| !secret.is_empty());
+        if from_environment.is_some() {
+            sys::process::wipe_variable(ENVIRONMENT)?;
+            self.environment = from_environment.map(Typed);
+        }
+        if let Some(Typed(secret)) = &self.secret {
+            sys::process::wipe_argument("--secret", secret)?;
+        }
+        Ok(())
+    }
+
+    /// The secrets in force, from this form or, when it has none, from `file`.
     ///
     /// # Errors
     /// When there is none, or one that cannot be read, is empty, too long or not one line of text.
-    pub fn keyring(&self, warnings: &mut Vec<String>) -> Result<Keyring, Error> {
-        let secrets = self.secrets(warnings)?;
+    pub fn keyring(&self, file: &Self, warnings: &mut Vec<String>) -> Result<Keyring, Error> {
+        let mut secrets = self.secrets(warnings)?;
+        if secrets.is_empty() {
+            secrets = file.secrets(warnings)?;
+        }
         within("secret-file", secrets.len(), 0, limits::SECRETS_MAX)?;
         if secrets.iter().any(|secret| secret.bytes().len() < limits::SECRET_BYTES_WEAK) {
             let least = limits::SECRET_BYTES_WEAK;
-            warnings.push(format!("a secret has fewer than {least} bytes: whoever holds a token can guess it; `gateway secret` makes a strong one"));
+            warnings.push(format!(
+                "a secret has fewer than {least} bytes: whoever holds a token can guess it; `gateway secret` makes a strong one"
+            ));
         }
         let hint = "make one with `gateway secret > secret && chmod 600 secret`, then pass --secret-file secret";
         Keyring::new(secrets).map_err(|_none| Error::new("no secret is given", hint))
     }
 
+    /// The first of the four places that has something.
     fn secrets(&self, warnings: &mut Vec<String>) -> Result<Vec<Secret>, Error> {
         if !self.secret_file.is_empty() {
             return self.secret_file.iter().map(|path| read_secret(path, warnings)).collect();
@@ -288,28 +318,16 @@ impl SecretForm {
                 return Ok(vec![read_secret(&path, warnings)?]);
             }
         }
-        if let Some(secret) = std::env::var_os("GATEWAY_SECRET") {
-            return Ok(vec![check_secret("GATEWAY_SECRET", secret.into_encoded_bytes())?]);
+        if let Some(Typed(secret)) = &self.environment {
+            return Ok(vec![check_secret(ENVIRONMENT, secret.clone().into_bytes())?]);
         }
-        let Some(secret) = &self.secret else { return Ok(Vec::new()) };
+        let Some(Typed(secret)) = &self.secret else { return Ok(Vec::new()) };
         warnings.push("--secret can be seen in `ps` until it is wiped; prefer --secret-file".to_owned());
-        Ok(vec![check_secret("--secret", secret.0.clone().into_bytes())?])
-    }
-
-    /// Wipes a typed secret, and one from the environment, from where `ps` and `/proc` would show it.
-    ///
-    /// # Errors
-    /// When this process cannot be examined.
-    pub fn wipe(&self) -> std::io::Result<()> {
-        let mut typed = vec![self.secret.as_ref().map(|secret| secret.0.clone().into_bytes())];
-        typed.push(std::env::var_os("GATEWAY_SECRET").map(std::ffi::OsString::into_encoded_bytes));
-        for mut secret in typed.into_iter().flatten() {
-            sys::process::wipe_from_start_block(&secret)?;
-            secret.zeroize();
-        }
-        Ok(())
+        Ok(vec![check_secret("--secret", secret.clone().into_bytes())?])
     }
 }
+
+const ENVIRONMENT: &str = "GATEWAY_SECRET";
 
 /// The first line of a file, as `openssl -pass file:` reads it.
 fn read_secret(path: &Path, warnings: &mut Vec<String>) -> Result<Secret, Error> {
@@ -339,8 +357,18 @@ fn check_secret(of: &str, mut bytes: Vec<u8>) -> Result<Secret, Error> {
 }
 
 /// A secret as typed; wiped when dropped, and never shown.
-#[derive(Clone, Deserialize)]
+#[derive(Clone)]
 pub struct Typed(pub String);
+
+impl<'de> Deserialize<'de> for Typed {
+    /// Says what is wrong without saying the value.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match toml::Value::deserialize(deserializer) {
+            Ok(toml::Value::String(secret)) => Ok(Self(secret)),
+            _ => Err(serde::de::Error::custom("`secret` must be text in quotes")),
+        }
+    }
+}
 
 impl Drop for Typed {
     fn drop(&mut self) {

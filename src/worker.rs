@@ -17,7 +17,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixDatagram;
 use tokio::signal::unix::{SignalKind, signal};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::engine::{Engine, Kind};
 use crate::proto::token::{Keyring, Secret};
@@ -25,23 +25,55 @@ use crate::tcp::names::Names;
 use crate::tcp::{Settings, Tcp};
 use crate::{limits, log, sys};
 
-/// What a supervisor says. `Boot` and `Reload` are followed by one message for each secret.
+/// What a supervisor says. The secrets of `Boot` and `Reload` stand behind it in the same message.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Order {
     Boot {
         engine: Kind,
         log: log::Settings,
         settings: Settings,
-        secrets: usize,
     },
     Reload {
         settings: Settings,
-        secrets: usize,
     },
     /// Accept nobody any more, and end when the last game has.
     Drain,
     /// End now.
     Stop,
+}
+
+impl Order {
+    /// JSON, then each secret behind its length in 16 bits.
+    ///
+    /// # Errors
+    /// None that is known.
+    pub fn encode(&self, keys: Option<&Keyring>) -> io::Result<Zeroizing<Vec<u8>>> {
+        let mut message = Zeroizing::new(Vec::with_capacity(limits::MESSAGE_BYTES_MAX)); // never moves, so leaves no copy
+        serde_json::to_writer(&mut *message, self)?;
+        for secret in keys.map(Keyring::secrets).unwrap_or_default() {
+            let length = u16::try_from(secret.bytes().len()).map_err(io::Error::other)?;
+            message.extend_from_slice(&length.to_be_bytes());
+            message.extend_from_slice(secret.bytes());
+        }
+        Ok(message)
+    }
+
+    /// # Errors
+    /// When it is not what [`Self::encode`] made.
+    pub fn decode(message: &[u8]) -> io::Result<(Self, Vec<Secret>)> {
+        let mut orders = serde_json::Deserializer::from_slice(message).into_iter::<Self>();
+        let order = orders.next().ok_or(io::ErrorKind::UnexpectedEof)??;
+        let mut rest = &message[orders.byte_offset()..];
+        let mut secrets = Vec::new();
+        while !rest.is_empty() {
+            let (length, behind) = rest.split_first_chunk::<2>().ok_or(io::ErrorKind::UnexpectedEof)?;
+            let length = usize::from(u16::from_be_bytes(*length));
+            let (secret, next) = behind.split_at_checked(length).ok_or(io::ErrorKind::UnexpectedEof)?;
+            secrets.push(Secret::new(secret.to_vec()).map_err(io::Error::other)?);
+            rest = next;
+        }
+        Ok((order, secrets))
+    }
 }
 
 /// What a worker says.
@@ -71,25 +103,21 @@ struct Boot {
     engine: Kind,
     settings: Settings,
     keys: Keyring,
+    logs: log::Logs,
 }
 
 fn boot() -> io::Result<Boot> {
     sys::process::set_name(c"gateway")?;
     sys::process::seal_memory()?;
     let control = io::stdin().as_fd().try_clone_to_owned()?;
-    let mut buffer = vec![0; limits::MESSAGE_BYTES_MAX];
+    let mut buffer = Zeroizing::new(vec![0; limits::MESSAGE_BYTES_MAX]);
     let (n, listeners) = sys::control::receive(control.as_fd(), &mut buffer)?;
-    let Ok(Order::Boot { engine, log, settings, secrets }) = serde_json::from_slice(&buffer[..n]) else {
+    let Ok((Order::Boot { engine, log, settings }, secrets)) = Order::decode(&buffer[..n]) else {
         return Err(io::Error::other("workers are started by `gateway run`, not by hand"));
     };
-    log::start(log);
-    let secrets = (0..secrets).map(|_| {
-        let mut buffer = Zeroizing::new([0; limits::SECRET_BYTES_MAX]);
-        let (n, _) = sys::control::receive(control.as_fd(), &mut buffer[..])?;
-        Secret::new(buffer[..n].to_vec()).map_err(io::Error::other)
-    });
-    let keys = Keyring::new(secrets.collect::<io::Result<_>>()?).map_err(io::Error::other)?;
-    Ok(Boot { control, listeners, engine, settings, keys })
+    let logs = log::start(log);
+    let keys = Keyring::new(secrets).map_err(io::Error::other)?;
+    Ok(Boot { control, listeners, engine, settings, keys, logs })
 }
 
 fn run(boot: Boot) -> io::Result<()> {
@@ -107,6 +135,7 @@ fn run(boot: Boot) -> io::Result<()> {
 const RUNTIME_RING_ENTRIES: u32 = 64;
 
 async fn work(boot: Boot) -> io::Result<()> {
+    let _logs = boot.logs;
     let mut control = Control::new(boot.control)?;
     let (names, mut found) = Names::new();
     let engine = Engine::new(boot.engine, 2 * boot.settings.connections_max)?;
@@ -115,9 +144,8 @@ async fn work(boot: Boot) -> io::Result<()> {
     tcp.turn()?; // arms the listeners
     control.report_ready().await?;
 
-    // A terminal's Ctrl-C reaches workers too; it is the supervisor who decides what it means.
-    let (_interrupt, _hangup) = (signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
-    let mut terminate = signal(SignalKind::terminate())?;
+    // A terminal's Ctrl-C and a service manager's TERM reach workers too; what they mean, the supervisor decides.
+    let _heard = [SignalKind::interrupt(), SignalKind::hangup(), SignalKind::terminate()].map(signal);
     let mut heartbeat = tokio::time::interval(limits::HEARTBEAT);
     let mut alarm = Alarm::new();
     let mut draining = false;
@@ -135,17 +163,18 @@ async fn work(boot: Boot) -> io::Result<()> {
         tokio::select! {
             biased;
             order = control.order() => match order? {
-                Some(Order::Reload { settings, secrets }) => tcp.reload(control.secrets(secrets).await?, settings),
-                Some(Order::Stop) => return Ok(()),
-                Some(Order::Drain | Order::Boot { .. }) | None => {
+                Some((Order::Reload { settings }, secrets)) => {
+                    tcp.reload(Keyring::new(secrets).map_err(io::Error::other)?, settings);
+                }
+                Some((Order::Stop, _)) => {
+                    tcp.stop();
+                    return Ok(());
+                }
+                Some((Order::Drain | Order::Boot { .. }, _)) | None => {
                     draining = true;
                     tcp.drain();
                 }
             },
-            _ = terminate.recv() => {
-                draining = true;
-                tcp.drain();
-            }
             _ = heartbeat.tick() => control.report(Report::Beat { connections: tcp.connections() }),
             Some(found) = found.recv() => tcp.handle_found(found),
             () = alarm.ring_at(tcp.deadline()) => {}
@@ -172,27 +201,21 @@ impl Control {
     }
 
     /// The next order; `None`, once, when the supervisor has ended. Nothing is lost when this is cancelled.
-    async fn order(&mut self) -> io::Result<Option<Order>> {
+    async fn order(&mut self) -> io::Result<Option<(Order, Vec<Secret>)>> {
         if self.ended {
             return std::future::pending().await;
         }
         match self.socket.recv(&mut self.buffer).await {
-            Ok(n @ 1..) => Ok(Some(serde_json::from_slice(&self.buffer[..n])?)),
+            Ok(n @ 1..) => {
+                let order = Order::decode(&self.buffer[..n]);
+                self.buffer[..n].zeroize();
+                order.map(Some)
+            }
             Ok(0) | Err(_) => {
                 self.ended = true;
                 Ok(None)
             }
         }
-    }
-
-    async fn secrets(&mut self, count: usize) -> io::Result<Keyring> {
-        let mut secrets = Vec::new();
-        for _ in 0..count.min(limits::SECRETS_MAX) {
-            let mut buffer = Zeroizing::new([0; limits::SECRET_BYTES_MAX]);
-            let n = self.socket.recv(&mut buffer[..]).await?;
-            secrets.push(Secret::new(buffer[..n].to_vec()).map_err(io::Error::other)?);
-        }
-        Keyring::new(secrets).map_err(io::Error::other)
     }
 
     /// The one report that must not be left out. (The runtime knows of room in the socket only after its first wait.)
@@ -226,5 +249,22 @@ impl Alarm {
         }
         self.sleep.as_mut().await;
         self.set = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_comes_back_with_its_secrets() {
+        let secret = |text: &str| Secret::new(text.as_bytes().to_vec()).expect("not empty");
+        let keys = Keyring::new(vec![secret("one"), secret("{\"two\"}")]).expect("not empty");
+        let message = Order::Drain.encode(Some(&keys)).expect("it is encoded");
+        let (order, secrets) = Order::decode(&message).expect("it is decoded");
+        assert!(matches!(order, Order::Drain));
+        assert_eq!(secrets.iter().map(Secret::bytes).collect::<Vec<_>>(), [&b"one"[..], b"{\"two\"}"]);
+        assert!(Order::decode(&message[..message.len() - 1]).is_err());
+        assert!(Order::decode(b"").is_err());
     }
 }

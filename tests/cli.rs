@@ -37,9 +37,7 @@ fn every_mistake_has_its_exit_code_one_error_line_and_a_hint() {
     for (args, code, named) in mistakes {
         let is_flag = args[0].starts_with("--");
         let mut command = in_directory(&directory);
-        command
-            .args(if is_flag { &UNBINDABLE[..if args.contains(&"--addr") { 1 } else { 3 }] } else { &[] })
-            .args(args);
+        command.args(if is_flag { &UNBINDABLE[..] } else { &[] }).args(args);
         assert_mistake(&command.env("GATEWAY_SECRET", SECRET).output().expect("the program starts"), code, named);
     }
 }
@@ -66,6 +64,36 @@ fn flags_beat_the_environment_and_the_environment_beats_the_file() {
         let said = succeeds(&mut command);
         assert!(said.lines().any(|line| line == retry), "not {retry}: {said}");
     }
+}
+
+#[test]
+fn a_secret_of_the_environment_beats_those_of_the_file_and_an_empty_one_is_none() {
+    let directory = directory();
+    for name in ["new", "old"] {
+        std::fs::write(directory.path().join(name), format!("the {name} secret of the file\n")).expect("it is written");
+    }
+    std::fs::write(directory.path().join("gateway.toml"), "secret-file = ['new', 'old']\n").expect("it is written");
+    for (variable, secrets) in [(None, 2), (Some(SECRET), 1), (Some(""), 2)] {
+        let mut command = in_directory(&directory);
+        command.args(["check", "--config", "gateway.toml"]).envs(variable.map(|value| ("GATEWAY_SECRET", value)));
+        let said = succeeds(&mut command);
+        let row = format!("secrets = {secrets}");
+        assert!(said.lines().any(|line| line == row), "{variable:?} is not {row}: {said}");
+    }
+    let mut command = in_directory(&directory);
+    let output = command.arg("check").env("GATEWAY_SECRET", "").output().expect("the program starts");
+    assert_mistake(&output, 3, "no secret is given");
+}
+
+#[test]
+fn a_secret_that_is_a_number_is_refused_unseen() {
+    let directory = directory();
+    std::fs::write(directory.path().join("gateway.toml"), "secret = 987654321012345\n").expect("it is written");
+    let mut command = in_directory(&directory);
+    let output = command.args(["check", "--config", "gateway.toml"]).output().expect("the program starts");
+    assert_mistake(&output, 3, "secret");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("9876543") && !said.contains("012345"), "the secret is told: {said}");
 }
 
 #[test]

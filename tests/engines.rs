@@ -58,13 +58,8 @@ fn without_io_uring(test: &str, errno: &str) -> Option<Command> {
     if !tool_or_skip(test, "strace") {
         return None;
     }
-    let program = program();
-    let mut command = Command::new("strace");
+    let inject = format!("inject=io_uring_setup:error={errno}");
     // -D: the program itself is our child, and signals and exit codes are its own.
-    command.args(["-D", "-f", "-o", "/dev/null", "-e", "trace=io_uring_setup"]);
-    command.args(["-e", &format!("inject=io_uring_setup:error={errno}")]).arg(program.get_program());
-    for (key, _) in program.get_envs() {
-        command.env_remove(key);
-    }
-    Some(command)
+    let strace = ["strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=io_uring_setup", "-e", &inject];
+    Some(program_under(&strace))
 }

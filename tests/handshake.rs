@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -219,6 +219,39 @@ on_both_engines! {
             }
         }
     }
+}
+
+on_both_engines! {
+    fn each_of_eighteen_addresses_lets_players_in(engine) {
+        let mut flags = vec!["--engine", engine];
+        flags.extend([["--addr", "127.0.0.1:0"]; 18].as_flattened());
+        let gateway = Gateway::with(&flags);
+        let running = || gateway.log().lines().find(|line| line.contains("gateway running")).map(str::to_owned);
+        wait_until(|| running().is_some(), || gateway.log());
+        let line = running().expect("it is there");
+        let (_, list) = line.split_once("addresses=[").expect("the addresses are logged");
+        let (list, _) = list.split_once(']').expect("the list ends");
+        let addresses: BTreeSet<SocketAddr> = list.split(", ").map(|text| text.parse().expect("an address")).collect();
+        assert_eq!(addresses.len(), 18, "{list}");
+        let token = self::line(&echo_backend().to_string());
+        for address in addresses {
+            let mut client = connect(address);
+            client.write_all(token.as_bytes()).expect("the line is sent");
+            assert_plays(client, b"");
+        }
+    }
+}
+
+#[test]
+fn more_than_thirty_two_addresses_are_a_configuration_error() {
+    let start = |addresses: usize| {
+        let flags = vec![["--addr", "127.0.0.1:0"]; addresses];
+        Gateway::try_start(program(), tempfile::tempdir().expect("a directory"), flags.as_flattened())
+    };
+    start(32).map(drop).expect("so many are allowed");
+    let said = start(33).err().expect("one too many");
+    assert!(said.starts_with("exit status: 3: "), "{said}");
+    assert!(said.contains("error: `addr`") && said.contains("hint: "), "{said}");
 }
 
 on_both_engines! {

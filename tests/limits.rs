@@ -2,19 +2,18 @@
 mod common;
 
 use common::*;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 on_both_engines! {
     fn without_descriptors_the_newcomers_wait_and_the_games_go_on(engine) {
         if !tool_or_skip("without_descriptors_the_newcomers_wait_and_the_games_go_on", "prlimit") {
             return;
         }
-        // An accept that a ring has armed knows only the limit of that time (measured); a client that it lets in waits for
-        // the backend's socket instead, and must not run into the time-out.
+        // An accept that a ring has armed knows only the limit of that time (measured); a client that it lets in waits
+        // for the backend's socket instead, and must not run into the time-out.
         let gateway = Gateway::with(&["--engine", engine, "--timeout", "30s"]);
         let worker = gateway.worker();
         let backend = echo_backend();
@@ -24,12 +23,10 @@ on_both_engines! {
         limit_descriptors(worker, lowest_free_descriptor(worker));
         let mut newcomers: Vec<_> = (0..50).map(|_| knock(&gateway, backend)).collect();
         assert!(games.iter_mut().all(echoes));
-        let (logged, used, started) = (gateway.log().lines().count(), cpu_time(worker), Instant::now());
-        watch(Duration::from_secs(2));
-        let seconds = started.elapsed().as_secs_f64();
-        let lines = (gateway.log().lines().count() - logged) as f64 / seconds;
-        let share = (cpu_time(worker) - used).as_secs_f64() / seconds;
-        assert!(lines < 100.0, "{lines:.0} lines a second in the log");
+        let logged = gateway.log().lines().count();
+        let share = cpu_share(worker, Duration::from_secs(2));
+        let lines = gateway.log().lines().count() - logged;
+        assert!(lines < 200, "{lines} lines in the log within two seconds");
         assert!(share < 0.2, "the worker uses {:.0} % of a core", share * 100.0);
         assert!(newcomers.iter().all(waits));
         assert!(games.iter_mut().all(echoes));
@@ -58,6 +55,52 @@ on_both_engines! {
     }
 }
 
+on_both_engines! {
+    fn clients_without_room_wait_outside_the_worker_and_outlive_it(engine) {
+        const ROOM: usize = 5;
+        const CLIENTS: usize = 300;
+        const SOME: usize = 16;
+        let gateway = Gateway::with(&["--engine", engine, "--max-connections", &ROOM.to_string()]);
+        let (worker, backend, own) = (gateway.worker(), echo_backend(), gateway.descriptors());
+        let mut outside: Vec<_> = (0..CLIENTS).map(|_| knock(&gateway, backend)).collect();
+        let mut inside = let_in(&mut outside, ROOM);
+        watch(Duration::from_millis(500));
+        let held = gateway.descriptors();
+        assert!(held <= own + 2 * ROOM + SOME, "{held} descriptors, {own} of them without a connection");
+        assert!(outside.iter().all(waits), "there is no room for more than {ROOM}");
+
+        drop(inside.pop());
+        inside.extend(let_in(&mut outside, 1));
+        watch(Duration::from_millis(500));
+        assert!(outside.iter().all(waits), "one has ended, and more than one came in");
+        assert!(inside.iter_mut().all(echoes));
+
+        signal(worker, "KILL");
+        wait_until(|| !gateway.workers().contains(&worker), || "the worker stays".into());
+        for _ in 0..CLIENTS {
+            if outside.is_empty() {
+                break;
+            }
+            let_in(&mut outside, 1);
+        }
+        assert!(outside.is_empty());
+    }
+}
+
+/// Waits until at least `least` of those outside have been let in, and takes them out. Each of them plays.
+fn let_in(outside: &mut Vec<TcpStream>, least: usize) -> Vec<TcpStream> {
+    wait_until(
+        || outside.iter().filter(|client| !waits(client)).count() >= least,
+        || format!("{least} of {} are not let in", outside.len()),
+    );
+    let mut inside: Vec<_> = outside.extract_if(.., |client| !waits(client)).collect();
+    for client in &mut inside {
+        assert_eq!(read_answer(client), "200");
+        assert!(echoes(client));
+    }
+    inside
+}
+
 /// A client that has said its line and not yet looked for the answer.
 fn knock(gateway: &Gateway, backend: std::net::SocketAddr) -> TcpStream {
     let mut client = gateway.connect();
@@ -71,19 +114,6 @@ fn waits(client: &TcpStream) -> bool {
     let looked = client.peek(&mut [0]).map_err(|error| error.kind());
     client.set_nonblocking(false).expect("a socket can be blocking");
     looked == Err(ErrorKind::WouldBlock)
-}
-
-fn echoes(game: &mut TcpStream) -> bool {
-    let mut heard = [0; 5];
-    game.write_all(b"hello").and_then(|()| game.read_exact(&mut heard)).is_ok_and(|()| heard == *b"hello")
-}
-
-/// Lets `span` pass: what must not happen has this long to happen.
-fn watch(span: Duration) {
-    let started = Instant::now();
-    while let Some(left) = span.checked_sub(started.elapsed()) {
-        thread::park_timeout(left);
-    }
 }
 
 /// The number the next descriptor would get. As a limit it stops every new one and no old one.

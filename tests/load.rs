@@ -4,7 +4,7 @@ mod common;
 use common::*;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::thread;
 
 /// Read and write ends in a worker's pool of pipes.
@@ -47,7 +47,7 @@ on_both_engines! {
                 }
             });
             let ports = endings.ports(&gateway);
-            wait_until(|| open_sockets(&ports).is_empty(), || format!("these stay open:\n{}", open_sockets(&ports).join("\n")));
+            wait_until(|| open_sockets(&ports).is_empty(), || format!("these stay open: {:#?}", open_sockets(&ports)));
             descriptors(gateway.worker())
         };
         let (own_pipes, _) = descriptors(gateway.worker());
@@ -65,7 +65,7 @@ on_both_engines! {
         let gateway = Gateway::start(engine);
         let listener = listen_deep();
         let address = listener.local_addr().expect("it is bound");
-        let game = || (gateway.play(address), listener.accept().expect("the backend was connected before the answer").0);
+        let game = || (gateway.play(address), listener.accept().expect("it was connected before the answer").0);
         let mut games = vec![game()];
         let before = gateway.descriptors() - 2;
         games.extend((1..3_000).map(|_| game()));
@@ -214,7 +214,9 @@ impl Endings {
 
 /// Descriptors of a process: ends of pipes, and all others.
 fn descriptors(pid: u32) -> (usize, usize) {
-    let (pipes, others): (Vec<_>, Vec<_>) = links(pid).into_iter().partition(|link| link.starts_with("pipe:"));
+    let links = links(pid);
+    assert!(!links.is_empty(), "the descriptors of {pid} cannot be seen");
+    let (pipes, others): (Vec<_>, Vec<_>) = links.into_iter().partition(|link| link.starts_with("pipe:"));
     (pipes.len(), others.len())
 }
 
@@ -247,10 +249,4 @@ fn assert_hears(stream: &mut TcpStream, words: &[u8]) {
     let mut heard = vec![0; words.len()];
     stream.read_exact(&mut heard).expect("something is said");
     assert_eq!(heard, words);
-}
-
-/// One test of this file at a time: each needs most of the descriptors or ports there are.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,14 +1,15 @@
-//! Daemons, workers and their signals: who drains, who ends, who takes a dead worker's place, and what the pid file says.
+//! Daemons, workers and their signals: who drains, who ends, who takes a dead worker's place; and the pid file.
 mod common;
 
 use common::*;
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
+use std::time::Duration;
 use tempfile::TempDir;
 
 on_both_engines! {
@@ -129,8 +130,108 @@ on_both_engines! {
             assert!(games.iter_mut().all(|(_, game)| echoes(game)));
         }
         drop(games);
-        wait_until(|| !workers.iter().any(|worker| lives(*worker)), || "workers without supervisor and games stay".into());
+        wait_until(|| !workers.iter().any(|worker| lives(*worker)), || "workers stay without games".into());
     }
+}
+
+on_both_engines! {
+    fn a_worker_that_is_sent_a_term_goes_on_as_before(engine) {
+        let gateway = Gateway::start(engine);
+        let (worker, backend) = (gateway.worker(), echo_backend());
+        let mut game = gateway.play(backend);
+        signal(worker, "TERM");
+        watch(Duration::from_millis(500));
+        assert!(echoes(&mut gateway.play(backend)), "a new client is served");
+        assert!(echoes(&mut game));
+        drop(game);
+        watch(Duration::from_millis(500));
+        assert_eq!(gateway.workers(), [worker]);
+    }
+}
+
+#[test]
+fn signals_without_a_meaning_do_not_end_a_daemon() {
+    let mut gateway = Gateway::with(&[]);
+    for name in ["USR1", "USR2"] {
+        gateway.signal(name);
+        watch(Duration::from_millis(500));
+        assert!(gateway.running(), "{name} has ended it");
+        assert!(echoes(&mut gateway.play(echo_backend())));
+    }
+    gateway.signal("TERM");
+    assert_eq!(gateway.wait().code(), Some(0));
+}
+
+#[test]
+fn a_supervisor_that_was_stopped_for_long_kills_no_worker() {
+    let gateway = Gateway::with(&["--workers", "2"]);
+    let workers = gateway.workers();
+    let mut games = games_on_each(&gateway, &workers, echo_backend());
+    gateway.signal("STOP");
+    watch(Duration::from_secs(12));
+    assert!(games.iter_mut().all(|(_, game)| echoes(game)));
+    gateway.signal("CONT");
+    watch(Duration::from_secs(3));
+    assert_eq!(gateway.workers(), workers);
+    assert!(games.iter_mut().all(|(_, game)| echoes(game)));
+}
+
+on_both_engines! {
+    fn a_stderr_that_nobody_reads_stops_no_game(engine) {
+        const THREADS: usize = 30;
+        const LINES: usize = 100;
+        let place = temporary();
+        let fifo = place.path().join("stderr");
+        // The daemon itself holds the read end open, and never reads.
+        let script = r#"mkfifo "$0" && exec 3<>"$0" && exec "$@" 2>"$0""#;
+        let command = program_under(&["sh", "-c", script, plain(&fifo)]);
+        let mut gateway = Gateway::with_command(command, &["--engine", engine, "--log-level", "debug"]);
+        let mut game = gateway.play(echo_backend());
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    for _ in 0..LINES {
+                        let mut client = gateway.connect();
+                        client.write_all(b"nonsense\n").expect("the line is sent");
+                        assert_eq!(read_to_end(&mut client), b"401");
+                    }
+                });
+            }
+        });
+        assert!(echoes(&mut game));
+        gateway.signal("TERM");
+        wait_until_closed(gateway.address);
+        assert!(echoes(&mut game), "it goes on during the drain");
+        drop(game);
+        assert_eq!(gateway.wait().code(), Some(0));
+    }
+}
+
+#[test]
+fn a_pid_file_that_somebody_keeps_locked_delays_no_end_and_its_start_is_refused() {
+    if !tool_or_skip("a_pid_file_that_somebody_keeps_locked_delays_no_end_and_its_start_is_refused", "flock") {
+        return;
+    }
+    let mut gateway = Gateway::with(&[]);
+    let place = gateway.directory.path().to_owned();
+    let mut holder = Command::new("flock")
+        .args(["gateway.pid", "sh", "-c", "echo held; cat"])
+        .current_dir(&place)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("flock starts");
+    let input = holder.stdin.take(); // it holds the lock until this is closed
+    let mut said = String::new();
+    BufReader::new(holder.stdout.take().expect("stdout is piped")).read_line(&mut said).expect("it says something");
+    assert_eq!(said, "held\n");
+
+    let refused = refusal(3, &place, &[]);
+    assert!(refused.contains("gateway.pid"), "{refused}");
+    gateway.signal("TERM");
+    assert_eq!(gateway.wait().code(), Some(0));
+    drop(input);
+    assert!(holder.wait().expect("it ends").success());
 }
 
 #[test]
@@ -195,7 +296,8 @@ fn an_address_that_cannot_be_bound_is_told_and_leaves_the_pid_file_alone() {
     }
 }
 
-/// Stops daemons in the middle of games and holds them to it: nobody new comes in, every game goes on to its own end, nothing stays.
+/// Stops daemons in the middle of games and holds them to it: nobody new comes in, every game goes on to its own end,
+/// nothing stays.
 fn drains(mut daemons: Vec<Gateway>, stop: &str) {
     let (address, file) = (daemons[0].address, daemons[0].pid_file());
     let workers: Vec<u32> = daemons.iter().flat_map(Gateway::workers).collect();
@@ -240,11 +342,6 @@ fn holders(clients: &[TcpStream], workers: &[u32]) -> Vec<Option<u32>> {
     clients.iter().map(holder).collect()
 }
 
-fn echoes(game: &mut TcpStream) -> bool {
-    let mut heard = [0; 5];
-    game.write_all(b"hello").and_then(|()| game.read_exact(&mut heard)).is_ok_and(|()| heard == *b"hello")
-}
-
 /// Waits until nobody is let in any more.
 fn wait_until_closed(address: SocketAddr) {
     wait_until(|| TcpStream::connect(address).is_err(), || format!("{address} still lets clients in"));
@@ -257,28 +354,21 @@ fn lives(pid: u32) -> bool {
 
 /// A daemon in the directory of another.
 fn beside(first: &Gateway, flags: &[&str]) -> Gateway {
-    Gateway::with_command(in_directory(Command::new("env"), first.directory.path()), flags)
+    Gateway::with_command(program_under(&["env", "-C", plain(first.directory.path())]), flags)
 }
 
 /// What a daemon in `directory` says that must end with this exit code instead of starting.
 fn refusal(code: i32, directory: &Path, flags: &[&str]) -> String {
-    let mut command = Command::new("timeout");
-    command.args(["-s", "KILL", "60", "env"]);
-    let started = Gateway::try_start(in_directory(command, directory), temporary(), flags);
+    let command = program_under(&["timeout", "-s", "KILL", "60", "env", "-C", plain(directory)]);
+    let started = Gateway::try_start(command, temporary(), flags);
     let said = started.err().expect("it must not start");
     assert!(said.starts_with(&format!("exit status: {code}: ")), "not {code}: {said}");
     assert!(said.contains("error: ") && said.contains("hint: "), "{said}");
     said
 }
 
-/// The program, started in `directory` by `env`.
-fn in_directory(mut env: Command, directory: &Path) -> Command {
-    let program = program();
-    env.arg("-C").arg(directory).arg(program.get_program());
-    for (key, _) in program.get_envs() {
-        env.env_remove(key);
-    }
-    env
+fn plain(path: &Path) -> &str {
+    path.to_str().expect("a plain path")
 }
 
 fn temporary() -> TempDir {

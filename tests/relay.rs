@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -82,7 +82,8 @@ on_both_engines! {
                 reset(breaker);
                 let (_, end) = receive(&victim, &text, 0..usize::MAX);
                 let end = end.map_err(|error| error.kind());
-                assert_eq!(end, Err(ErrorKind::ConnectionReset), "client resets: {client_resets}, bulk from {bulk_from}");
+                let case = format!("client resets: {client_resets}, bulk from {bulk_from}");
+                assert_eq!(end, Err(ErrorKind::ConnectionReset), "{case}");
             }
         }
     }
@@ -95,7 +96,8 @@ on_both_engines! {
         let file = gateway.directory.path().join("text");
         std::fs::write(&file, &text.0).expect("the text is written");
         let (client, backend) = game(&gateway);
-        // A process of its own holds the socket, so that a real death ends it; the text a hundred times is more than the kernel buffers.
+        // A process of its own holds the socket, so that a real death ends it. The text a hundred times is more than
+        // the kernel buffers.
         let mut process = Command::new("cat")
             .args([&file; 100])
             .stdin(Stdio::null())
@@ -181,9 +183,132 @@ on_both_engines! {
 on_both_engines! {
     fn an_idle_game_ends_on_both_sides_at_its_deadline(engine) {
         let gateway = Gateway::with(&["--engine", engine, "--idle-timeout", "300ms"]);
-        let (client, backend) = game(&gateway);
-        assert_ended(&client);
-        assert_ended(&backend);
+        let (mut client, mut backend) = game(&gateway);
+        client.write_all(b"hello").expect("it is sent");
+        let mut heard = [0; 5];
+        backend.read_exact(&mut heard).expect("it arrives");
+        // Nothing is under way any more, so nothing is cut off: both ends are clean.
+        assert_eq!(read_to_end(&mut client), b"");
+        assert_eq!(read_to_end(&mut backend), b"");
+    }
+}
+
+on_both_engines! {
+    fn a_game_cut_at_its_idle_deadline_with_bytes_under_way_ends_in_a_reset(engine) {
+        let _alone = alone();
+        let gateway = Gateway::with(&["--engine", engine, "--idle-timeout", "3s"]);
+        let text = Text::seeded("a_game_cut_at_its_idle_deadline_with_bytes_under_way_ends_in_a_reset");
+        for client_sends in [true, false] {
+            let (mut sender, reader) = turned(game(&gateway), client_sends);
+            fill_the_way(&sender, &text);
+            let cut = sender.read(&mut [0]).map_err(|error| error.kind());
+            assert_eq!(cut, Err(ErrorKind::ConnectionReset), "client sends: {client_sends}");
+            assert_reset(&reader, &text, &format!("client sends: {client_sends}"));
+        }
+    }
+}
+
+on_both_engines! {
+    fn a_game_cut_at_the_end_of_a_drain_with_bytes_under_way_ends_in_a_reset(engine) {
+        let _alone = alone();
+        let text = Text::seeded("a_game_cut_at_the_end_of_a_drain_with_bytes_under_way_ends_in_a_reset");
+        let mut gateway = Gateway::with(&["--engine", engine, "--drain", "300ms"]);
+        let games = [true, false].map(|client_sends| (client_sends, turned(game(&gateway), client_sends)));
+        let (mut client, mut backend) = game(&gateway);
+        for (_, (sender, _)) in &games {
+            fill_the_way(sender, &text);
+        }
+        gateway.signal("TERM");
+        assert_eq!(gateway.wait().code(), Some(0));
+        for (client_sends, (_, reader)) in &games {
+            assert_reset(reader, &text, &format!("client sends: {client_sends}"));
+        }
+        // Without bytes under way the same deadline makes clean ends.
+        assert_eq!(read_to_end(&mut client), b"");
+        assert_eq!(read_to_end(&mut backend), b"");
+    }
+}
+
+on_both_engines! {
+    fn urgent_bytes_are_bytes_of_the_stream(engine) {
+        let gateway = Gateway::start(engine);
+        let worker = gateway.worker();
+        for client_sends in [true, false] {
+            for at_once in [false, true] {
+                let (mut sender, mut reader) = turned(game(&gateway), client_sends);
+                // What a stopped worker finds when it goes on has come all at once, with the mark in its midst.
+                at_once.then(|| signal(worker, "STOP"));
+                sender.write_all(&[b'A'; 100]).expect("it is sent");
+                send_urgent(&sender, b'B');
+                sender.write_all(&[b'C'; 100]).expect("it is sent");
+                at_once.then(|| signal(worker, "CONT"));
+                let mut heard = [0; 201];
+                let case = format!("client sends: {client_sends}, at once: {at_once}");
+                reader.read_exact(&mut heard).unwrap_or_else(|error| panic!("{case}: {error}"));
+                assert!(heard == *[&[b'A'; 100][..], b"B", &[b'C'; 100]].concat(), "{case}: {heard:?}");
+                reader.write_all(b"D").expect("it is sent");
+                sender.read_exact(&mut [0]).unwrap_or_else(|error| panic!("{case}: {error}"));
+            }
+        }
+    }
+}
+
+on_both_engines! {
+    fn an_urgent_byte_behind_bulk_is_not_the_end(engine) {
+        const BULK: usize = 8 * MIB;
+        const AFTER: usize = 50_000;
+        let _alone = alone();
+        let gateway = Gateway::start(engine);
+        let text = Text::seeded("an_urgent_byte_behind_bulk_is_not_the_end");
+        for client_sends in [true, false] {
+            for _ in 0..5 {
+                let (sender, reader) = turned(game(&gateway), client_sends);
+                thread::scope(|scope| {
+                    scope.spawn(|| {
+                        send(&sender, &text, 0..BULK, 64 * 1024, &AtomicUsize::new(0));
+                        send_urgent(&sender, text.part(BULK, 1)[0]);
+                        send(&sender, &text, BULK + 1..BULK + 1 + AFTER, 64 * 1024, &AtomicUsize::new(0));
+                        sender.shutdown(Shutdown::Write).expect("it ends");
+                    });
+                    let (got, end) = receive(&reader, &text, 0..usize::MAX);
+                    assert_eq!(got, BULK + 1 + AFTER, "client sends: {client_sends}: {end:?}");
+                    assert!(end.is_ok(), "client sends: {client_sends}: {end:?}");
+                });
+            }
+        }
+    }
+}
+
+on_both_engines! {
+    fn the_last_words_of_a_backend_arrive_before_its_reset(engine) {
+        const WORDS: usize = 1_000;
+        let _alone = alone();
+        let gateway = Gateway::start(engine);
+        let text = Text::seeded("the_last_words_of_a_backend_arrive_before_its_reset");
+        for i in 0..50 {
+            // The backend reads nothing. Its last words come while the client's bytes still move.
+            let (client, mut backend) = game(&gateway);
+            thread::scope(|scope| {
+                let sender = scope.spawn(|| send_until_refused(&client, &text));
+                wait_until(|| unread_of(&backend) >= 64 * 1024 * (i % 4), || "nothing comes through".into());
+                backend.write_all(text.part(0, WORDS)).expect("the last words are sent");
+                reset(backend);
+                let (got, end) = receive(&client, &text, 0..WORDS);
+                assert_eq!(got, WORDS, "try {i}: {end:?}");
+                sender.join().expect("it does not panic");
+            });
+
+            // The same when nothing moves any more: here nobody but the reader is told of the reset.
+            if i < 10 {
+                let (client, mut backend) = game(&gateway);
+                fill(&client, &text);
+                backend.write_all(text.part(0, WORDS)).expect("the last words are sent");
+                reset(backend);
+                let (got, end) = receive(&client, &text, 0..usize::MAX);
+                let end = end.map_err(|error| error.kind());
+                assert_eq!((got, end), (WORDS, Err(ErrorKind::ConnectionReset)), "try {i}, standing still");
+            }
+        }
     }
 }
 
@@ -228,13 +353,14 @@ on_both_engines! {
                 let output = Command::new("ss").args(filter).output().expect("ss runs");
                 String::from_utf8_lossy(&output.stdout).into_owned()
             };
-            wait_until(|| timers().contains("timer:(keepalive,"), || format!("no keep-alive on {local} -> {peer}: {}", timers()));
+            let missing = || format!("no keep-alive on {local} -> {peer}: {}", timers());
+            wait_until(|| timers().contains("timer:(keepalive,"), missing);
         }
     }
 }
 
-/// Sends this range to a reader that has read nothing yet, looks at the worker once nothing moves any more, and then lets
-/// the reader take it all. Returns how far the sender had come when it stood still.
+/// Sends this range to a reader that has read nothing yet, looks at the worker once nothing moves any more, and then
+/// lets the reader take it all. Returns how far the sender had come when it stood still.
 fn wait_behind_a_stopped_reader(
     gateway: &Gateway,
     text: &Text,
@@ -368,9 +494,26 @@ fn receive(mut from: &TcpStream, text: &Text, range: Range<usize>) -> (usize, io
 }
 
 /// Sends the text from its start until the kernel takes no more of it.
-fn fill(mut to: &TcpStream, text: &Text) {
+fn fill(to: &TcpStream, text: &Text) {
+    fill_from(to, text, 0);
+}
+
+/// As `fill`, until nobody takes any more: the kernel is full, and so is the worker behind it.
+fn fill_the_way(to: &TcpStream, text: &Text) {
+    const STILL: Duration = Duration::from_millis(500);
+    let (mut at, mut since) = (fill_from(to, text, 0), Instant::now());
+    while since.elapsed() < STILL {
+        pause();
+        let now = fill_from(to, text, at);
+        if now > at {
+            (at, since) = (now, Instant::now());
+        }
+    }
+}
+
+/// Sends the text from `at` on until the kernel takes no more of it. Says how far it came.
+fn fill_from(mut to: &TcpStream, text: &Text, mut at: usize) -> usize {
     to.set_nonblocking(true).expect("a socket can be non-blocking");
-    let mut at = 0;
     loop {
         assert!(at < 256 * MIB, "nothing stops the sender");
         match to.write(text.part(at, 64 * 1024)) {
@@ -380,6 +523,38 @@ fn fill(mut to: &TcpStream, text: &Text) {
         }
     }
     to.set_nonblocking(false).expect("a socket can be blocking");
+    at
+}
+
+/// Sends the text until the connection is gone.
+fn send_until_refused(mut to: &TcpStream, text: &Text) {
+    let mut at = 0;
+    while at < 256 * MIB {
+        match to.write(text.part(at, 64 * 1024)) {
+            Ok(n) => at += n,
+            Err(_gone) => return,
+        }
+    }
+    panic!("nothing stops the sender");
+}
+
+fn send_urgent(to: &TcpStream, byte: u8) {
+    let sent = socket2::SockRef::from(to).send_out_of_band(&[byte]).expect("an urgent byte is sent");
+    assert_eq!(sent, 1);
+}
+
+/// How many bytes have come for one who has read none, as far as 256 KiB.
+fn unread_of(stream: &TcpStream) -> usize {
+    stream.set_nonblocking(true).expect("a socket can be non-blocking");
+    let unread = stream.peek(&mut vec![0; 256 * 1024]).unwrap_or(0);
+    stream.set_nonblocking(false).expect("a socket can be blocking");
+    unread
+}
+
+/// What this end still reads is the text, up to a reset.
+fn assert_reset(stream: &TcpStream, text: &Text, case: &str) {
+    let (_, end) = receive(stream, text, 0..usize::MAX);
+    assert_eq!(end.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset), "{case}");
 }
 
 /// Sends the text from `at` on until the worker leaves some of it unread, because the backends' side is full.
@@ -410,7 +585,8 @@ fn stuff(gateway: &Gateway, text: &Text, clients: &[&TcpStream], at: usize) -> V
 fn unread(gateway: &Gateway) -> BTreeSet<u16> {
     let table = std::fs::read_to_string("/proc/net/tcp").expect("the table can be read");
     let local = format!(": 0100007F:{:04X} ", gateway.address.port());
-    let rows = table.lines().filter(|line| line.contains(&local)).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let rows =
+        table.lines().filter(|line| line.contains(&local)).map(|line| line.split_whitespace().collect::<Vec<_>>());
     let unread = rows.filter(|row| !row[4].ends_with(":00000000"));
     unread.map(|row| u16::from_str_radix(&row[2]["0100007F:".len()..], 16).expect("a port")).collect()
 }
@@ -423,15 +599,6 @@ fn assert_ended(mut stream: &TcpStream) {
     }
 }
 
-/// The share of one core that a process uses during `span`.
-fn cpu_share(pid: u32, span: Duration) -> f64 {
-    let (before, started) = (cpu_time(pid), Instant::now());
-    while let Some(left) = span.checked_sub(started.elapsed()) {
-        thread::park_timeout(left);
-    }
-    (cpu_time(pid) - before).as_secs_f64() / started.elapsed().as_secs_f64()
-}
-
 /// Waits until `value` has not changed for a second.
 fn wait_until_still(value: impl Fn() -> usize) {
     let (mut last, mut since) = (value(), Instant::now());
@@ -442,10 +609,4 @@ fn wait_until_still(value: impl Fn() -> usize) {
         since.elapsed() >= Duration::from_secs(1)
     };
     wait_until(still, || "it keeps moving".into());
-}
-
-/// One heavy test of this file at a time.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -36,6 +36,19 @@ fn a_secret_from_the_command_line_is_wiped_there() {
 }
 
 #[test]
+fn wiping_a_secret_spares_every_other_variable() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let systemd = Notified::bind(directory.path().join("notify"));
+    let mut command = without_secret_file();
+    command.env("GATEWAY_SECRET", "notify").env("NOTIFY_SOCKET", &systemd.path);
+    let gateway = Gateway::with_command(command, &[]);
+    assert_eq!(systemd.next(), "READY=1");
+    let mut client = gateway.connect();
+    writeln!(client, "{}", token_with("notify", &echo_backend().to_string())).expect("the line is sent");
+    assert_eq!(read_answer(&mut client), "200");
+}
+
+#[test]
 fn a_secret_on_the_command_line_and_nothing_else_is_warned_of() {
     let warned = |gateway: &Gateway| {
         let log = gateway.log().replace("--secret-file", "");
@@ -90,18 +103,6 @@ fn a_target_is_not_in_the_log_at_info() {
 }
 
 const TRACE: [&str; 2] = ["--log-level", "trace"];
-
-/// The program by way of a shell that runs `first`, without a variable of the test's environment.
-fn through_shell(first: &str) -> Command {
-    let mut command = Command::new("/bin/sh");
-    command.args(["-c", &format!("{first}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_gateway")]).env_clear();
-    command
-}
-
-/// The program without the secret file of the harness, whose first arguments are `run --secret-file FILE`.
-fn without_secret_file() -> Command {
-    through_shell("shift 3; set -- run \"$@\"")
-}
 
 fn processes(gateway: &Gateway) -> Vec<u32> {
     [vec![gateway.pid()], gateway.workers()].concat()

@@ -3,8 +3,9 @@
 use super::Failure;
 use crate::config::{Config, Form};
 
-pub(super) fn run(form: &Form) -> Result<(), Failure> {
-    let Config { daemon, warnings } = Config::resolve(form)?;
+pub(super) fn run(mut form: Form) -> Result<(), Failure> {
+    form.secrets.take_from_process()?;
+    let Config { daemon, warnings } = Config::resolve(&form)?;
     let list = |items: Vec<String>| if items.is_empty() { "none".to_owned() } else { items.join(", ") };
     let time = |time| humantime::format_duration(time).to_string();
     let (tcp, policy) = (&daemon.tcp, &daemon.tcp.policy);

@@ -27,8 +27,8 @@ pub(super) struct Decrypt {
 }
 
 impl Encrypt {
-    pub(super) fn run(&self) -> Result<(), Failure> {
-        let keys = keyring(&self.secrets)?;
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let keys = keyring(self.secrets)?;
         println!("{}", seal(&keys, &self.target, self.digest)?);
         Ok(())
     }
@@ -42,8 +42,8 @@ pub(super) fn seal(keys: &Keyring, target: &Target, digest: Digest) -> Result<St
 }
 
 impl Decrypt {
-    pub(super) fn run(&self) -> Result<(), Failure> {
-        let keys = keyring(&self.secrets)?;
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let keys = keyring(self.secrets)?;
         if let Some(token) = &self.token {
             println!("{}", keys.open(token.as_bytes()).map_err(unopened)?);
             return Ok(());
@@ -68,10 +68,10 @@ fn unopened(error: BadToken) -> Failure {
     Failure::new(Code::RunTime, error.to_string(), "is it whole, and is this the secret it was made with?")
 }
 
-fn keyring(form: &SecretForm) -> Result<Keyring, Failure> {
+fn keyring(mut form: SecretForm) -> Result<Keyring, Failure> {
     let mut warnings = Vec::new();
-    let keys = form.keyring(&mut warnings)?;
-    form.wipe()?;
+    form.take_from_process()?;
+    let keys = form.keyring(&SecretForm::default(), &mut warnings)?;
     for warning in warnings {
         eprintln!("warning: {warning}");
     }

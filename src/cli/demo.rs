@@ -42,14 +42,14 @@ impl Demo {
         let form = Form {
             addr: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
             engine: Some(self.engine),
-            secrets: SecretForm { secret_file: vec![room.secret.clone()], secret: None },
+            secrets: SecretForm::of_file(room.secret.clone()),
             log: LogForm { log_level: Some(log::Level::Warn), log_format: None },
             drain: "1s".parse().ok(),
             ..Form::default()
         };
         let Config { mut daemon, .. } = Config::resolve(&form)?;
         daemon.pid_file = None;
-        log::start(daemon.log);
+        let _logs = log::start(daemon.log);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let (ready, gateway) = oneshot::channel();
@@ -80,7 +80,7 @@ impl Demo {
 
     async fn tell(&self, form: &Form, room: &Room, gateway: SocketAddr) -> Result<(), Failure> {
         let backend = start_echo().await?;
-        let keys = form.secrets.keyring(&mut Vec::new())?;
+        let keys = form.secrets.keyring(&SecretForm::default(), &mut Vec::new())?;
         let token = crypt::seal(&keys, &Target::Address(backend), Digest::Sha256)?;
         let (engine, _) = engine::probe(self.engine)?;
         let secret = room.secret.display();

@@ -57,12 +57,12 @@ pub fn main() -> ExitCode {
         Err(error) => return Failure::from(error).report(),
     };
     let done = match cli.verb {
-        None => run::run(&cli.run),
-        Some(Verb::Run(form)) => run::run(&form),
+        None => run::run(cli.run),
+        Some(Verb::Run(form)) => run::run(form),
         Some(Verb::Encrypt(typed)) => typed.run(),
         Some(Verb::Decrypt(typed)) => typed.run(),
         Some(Verb::Secret) => secret::run(),
-        Some(Verb::Check(form)) => check::run(&form),
+        Some(Verb::Check(form)) => check::run(form),
         Some(Verb::Demo(typed)) => typed.run(),
         Some(Verb::Worker) => return worker::main(),
     };

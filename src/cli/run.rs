@@ -7,13 +7,13 @@ use super::Failure;
 use crate::config::{Config, Form};
 use crate::{log, supervisor};
 
-pub(super) fn run(form: &Form) -> Result<(), Failure> {
-    let config = Config::resolve(form)?;
-    form.secrets.wipe()?;
-    log::start(config.daemon.log);
+pub(super) fn run(mut form: Form) -> Result<(), Failure> {
+    form.secrets.take_from_process()?;
+    let config = Config::resolve(&form)?;
+    let _logs = log::start(config.daemon.log);
     warn(&config);
     let reload = || {
-        let config = Config::resolve(form).map_err(|error| error.message)?;
+        let config = Config::resolve(&form).map_err(|error| error.message)?;
         warn(&config);
         Ok(config.daemon)
     };

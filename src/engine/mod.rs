@@ -53,15 +53,11 @@ impl Token {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Event {
     Ready(Token, Readiness),
-    /// A connection, accepted non-blocking. Whoever gets it serves it or closes it.
-    Accepted(Token, OwnedFd),
     /// The watch has ended by itself and must be set again: the engine was overrun.
     Disarmed(Token),
-    /// Accepting has stopped and starts again by [`Engine::accept`].
-    AcceptFailed(Token, io::Error),
 }
 
 /// What has changed on a socket. Edge-triggered: it is not told again before the socket has said that it would block.
@@ -73,17 +69,21 @@ pub struct Readiness {
     pub ended: bool,
     /// The connection has failed; the next call on the socket tells how.
     pub failed: bool,
+    /// Urgent data is about. Reads stop short at its mark, and a splice there looks like the end of the stream.
+    pub urgent: bool,
 }
 
 impl Readiness {
     /// The bits of poll(2); those of epoll are the same.
-    const INTEREST: u32 = (libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP) as u32;
+    const INTEREST: u32 = (libc::POLLIN | libc::POLLPRI | libc::POLLOUT | libc::POLLRDHUP) as u32;
 
     fn from_bits(bits: u32) -> Self {
         let any = |of: libc::c_short| bits & of as u32 != 0;
         let failed = any(libc::POLLERR);
         let ended = any(libc::POLLRDHUP | libc::POLLHUP);
-        Self { readable: any(libc::POLLIN) || ended || failed, writable: any(libc::POLLOUT) || failed, ended, failed }
+        let urgent = any(libc::POLLPRI);
+        let readable = any(libc::POLLIN) || urgent || ended || failed;
+        Self { readable, writable: any(libc::POLLOUT) || failed, ended, failed, urgent }
     }
 }
 
@@ -196,25 +196,6 @@ impl Engine {
         }
     }
 
-    /// Accepts connections on `listener` from now on, until it fails or is stopped.
-    ///
-    /// # Errors
-    /// As [`Self::watch`].
-    pub fn accept(&mut self, listener: BorrowedFd<'_>, token: Token) -> io::Result<()> {
-        match &mut self.0 {
-            Twin::Uring(uring) => uring.accept(listener, token),
-            Twin::Epoll(epoll) => epoll.accept(listener, token),
-        }
-    }
-
-    /// Accepts no more. Connections that were accepted at that moment are still told.
-    pub fn stop_accepting(&mut self, token: Token) {
-        match &mut self.0 {
-            Twin::Uring(uring) => uring.stop_accepting(token),
-            Twin::Epoll(epoll) => epoll.stop_accepting(token),
-        }
-    }
-
     /// Adds what has happened to `events`, without waiting.
     ///
     /// # Errors
@@ -233,25 +214,6 @@ impl Engine {
             Twin::Epoll(_) => true, // the bell is the poll set itself
         }
     }
-}
-
-/// Errors of accept that say nothing about the next connection. Linux passes network errors of the new socket on, too
-/// (accept(2)).
-fn speaks_of_one_connection(error: &io::Error) -> bool {
-    let one = [
-        libc::ECONNABORTED,
-        libc::EPERM,
-        libc::EPROTO,
-        libc::ENOPROTOOPT,
-        libc::ENETDOWN,
-        libc::EHOSTDOWN,
-        libc::ENONET,
-        libc::EHOSTUNREACH,
-        libc::EOPNOTSUPP,
-        libc::ENETUNREACH,
-        libc::EINTR,
-    ];
-    error.raw_os_error().is_some_and(|code| one.contains(&code))
 }
 
 /// Rings when the engine has something to tell.

@@ -9,7 +9,7 @@
 use std::io::{self, ErrorKind};
 use std::os::fd::BorrowedFd;
 
-use super::Pipes;
+use super::{Pipes, Readiness};
 use crate::sys::pipe::Pipe;
 use crate::sys::socket;
 
@@ -81,10 +81,20 @@ impl Pump {
         !self.kept.is_empty() || matches!(self.mode, Mode::Splice { pipe: Some(_), .. })
     }
 
-    /// Moves bytes until a socket would block, the source ends or the budget is spent. `ending`: the source is known to end,
-    /// so a short read does not mean that it is dry.
-    pub fn run(&mut self, source: BorrowedFd<'_>, sink: BorrowedFd<'_>, ending: bool, shared: &mut Shared) -> Outcome {
+    /// Moves bytes until a socket would block, the source ends or the budget is spent. `news` is what is known of the source.
+    pub fn run(
+        &mut self,
+        source: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+        news: Readiness,
+        shared: &mut Shared,
+    ) -> Outcome {
         let before = self.moved;
+        // A short read means a dry source, unless an end or an urgent mark stands behind it.
+        let ending = news.ended || news.urgent;
+        if news.urgent && !self.holds_bytes() {
+            self.mode = Mode::default();
+        }
         let outcome = loop {
             let stop = match &self.mode {
                 Mode::Copy { .. } => self.copy(source, sink, ending, shared),
@@ -171,9 +181,10 @@ impl Pump {
         if held == 0 {
             match pipe.fill(source) {
                 Ok(0) => {
+                    // The end, or the mark of urgent data: reading tells.
                     shared.pipes.give_back(pipe);
-                    self.source_ended = true;
-                    return Some(Outcome::Ended);
+                    self.mode = Mode::default();
+                    return None;
                 }
                 Ok(filled) => held = filled,
                 Err(error) => {
@@ -204,7 +215,7 @@ impl Pump {
         if let Some((empty, 0)) = pipe.take_if(|(_, held)| *held == 0) {
             shared.pipes.give_back(empty);
         }
-        *small_wakes = if moved < SMALL_WAKE_BYTES { *small_wakes + 1 } else { 0 };
+        *small_wakes = if moved < SMALL_WAKE_BYTES { small_wakes.saturating_add(1) } else { 0 };
         if *small_wakes >= SMALL_WAKES && pipe.is_none() {
             self.mode = Mode::default();
         }

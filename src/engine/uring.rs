@@ -1,4 +1,4 @@
-//! The data ring: one multishot poll per socket, one multishot accept per listener.
+//! The data ring: one multishot poll per socket.
 //!
 //! Kernel rules that shaped it:
 //! * A poll holds its file: closing the descriptor neither sends FIN nor frees the port while the poll lives. So every watch
@@ -9,14 +9,13 @@
 //!   work is queued, unless notifications are off. They are on only while the worker waits.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use io_uring::squeue::Flags;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{Event, Kind, Readiness, Token};
-use crate::sys;
 
 /// Requests per submission. A full queue is submitted early, so this bounds nothing else.
 const SUBMISSIONS: u32 = 1024;
@@ -29,20 +28,16 @@ const COMPLETIONS_MAX: u32 = 65536;
 /// What the four low bits of `user_data` say.
 const OP_WATCH: u64 = 0;
 const OP_FORGET: u64 = 1;
-const OP_ACCEPT: u64 = 2;
-const OP_STOP: u64 = 3;
 const OP_MASK: u64 = 15;
 
 pub(super) struct Uring {
     ring: IoUring,
     bell: EventFd,
-    /// Listeners that accept now, to arm them again; a handful.
-    listeners: Vec<(Token, RawFd)>,
 }
 
 impl std::fmt::Debug for Uring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Uring").field("listeners", &self.listeners).finish_non_exhaustive()
+        f.debug_struct("Uring").finish_non_exhaustive()
     }
 }
 
@@ -57,7 +52,7 @@ impl Uring {
         let ring = build(kind, SUBMISSIONS, completions.next_power_of_two())?;
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         ring.submitter().register_eventfd(bell.as_fd().as_raw_fd())?;
-        Ok(Self { ring, bell, listeners: Vec::new() })
+        Ok(Self { ring, bell })
     }
 
     pub(super) fn bell(&self) -> BorrowedFd<'_> {
@@ -79,26 +74,6 @@ impl Uring {
         let remove = opcode::PollRemove::new(watch).build().flags(Flags::SKIP_SUCCESS);
         if let Err(error) = self.push(remove.user_data(watch | OP_FORGET)) {
             tracing::error!(%error, "a closed socket stays watched");
-        }
-    }
-
-    pub(super) fn accept(&mut self, listener: BorrowedFd<'_>, token: Token) -> io::Result<()> {
-        self.arm_accept(listener.as_raw_fd(), token)?;
-        self.listeners.push((token, listener.as_raw_fd()));
-        Ok(())
-    }
-
-    fn arm_accept(&mut self, listener: RawFd, token: Token) -> io::Result<()> {
-        let accept = opcode::AcceptMulti::new(types::Fd(listener)).flags(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC);
-        self.push(accept.build().user_data(token.pack() | OP_ACCEPT))
-    }
-
-    pub(super) fn stop_accepting(&mut self, token: Token) {
-        let Some(at) = self.listeners.iter().position(|(listening, _)| *listening == token) else { return };
-        self.listeners.swap_remove(at);
-        let cancel = opcode::AsyncCancel::new(token.pack() | OP_ACCEPT).build();
-        if let Err(error) = self.push(cancel.user_data(token.pack() | OP_STOP)) {
-            tracing::error!(%error, "a listener cannot be stopped");
         }
     }
 
@@ -124,32 +99,7 @@ impl Uring {
                 }
             }
             OP_FORGET if result == -libc::EALREADY => self.remove_watch(token.pack() | OP_WATCH),
-            OP_FORGET => {} // ENOENT: the poll had ended by itself
-            OP_ACCEPT => self.accepted(token, result, more, events),
-            _ => {} // OP_STOP
-        }
-    }
-
-    fn accepted(&mut self, token: Token, result: i32, more: bool, events: &mut Vec<Event>) {
-        if result >= 0 {
-            events.push(Event::Accepted(token, sys::process::own(result)));
-        }
-        if result == -libc::ECANCELED {
-            return; // stopped; the same listener may accept again already
-        }
-        let Some(at) = self.listeners.iter().position(|(listening, _)| *listening == token) else { return };
-        if more {
-            return;
-        }
-        let error = io::Error::from_raw_os_error(-result);
-        let rearmed = if result >= 0 || super::speaks_of_one_connection(&error) {
-            self.arm_accept(self.listeners[at].1, token)
-        } else {
-            Err(error)
-        };
-        if let Err(error) = rearmed {
-            self.listeners.swap_remove(at);
-            events.push(Event::AcceptFailed(token, error));
+            _ => {} // OP_FORGET; ENOENT: the poll had ended by itself
         }
     }
 

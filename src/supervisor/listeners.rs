@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::Error;
@@ -11,6 +11,8 @@ use crate::{limits, tcp};
 
 pub(super) struct Listeners {
     pub(super) addresses: Vec<SocketAddr>,
+    /// Everything that leads here: a socket on `[::]` may take IPv4 as well.
+    pub(super) own_addresses: Vec<SocketAddr>,
     /// One socket of each address for each worker.
     pub(super) of_workers: Vec<Vec<OwnedFd>>,
 }
@@ -18,7 +20,11 @@ pub(super) struct Listeners {
 impl Listeners {
     /// Opens the sockets, or takes those that systemd has opened.
     pub(super) fn open(addresses: &[SocketAddr], reuse: bool, workers: usize) -> Result<Self, Error> {
-        let mut listeners = Self { addresses: Vec::new(), of_workers: (0..workers).map(|_| Vec::new()).collect() };
+        let mut listeners = Self {
+            addresses: Vec::new(),
+            own_addresses: Vec::new(),
+            of_workers: (0..workers).map(|_| Vec::new()).collect(),
+        };
         let activated = activated()?;
         if activated.is_empty() {
             for &address in addresses {
@@ -43,6 +49,10 @@ impl Listeners {
             self.of_workers[deal % workers].push(sockets[deal % sockets.len()].try_clone()?);
         }
         self.addresses.push(address);
+        self.own_addresses.push(SocketAddr::new(address.ip().to_canonical(), address.port()));
+        if address.ip().is_unspecified() && socket::takes_ipv4(sockets[0].as_fd()) {
+            self.own_addresses.push(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()));
+        }
         Ok(())
     }
 }

@@ -23,6 +23,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Interval;
 
 use crate::engine::{self, Choice, Kind};
 use crate::proto::token::Keyring;
@@ -49,6 +50,20 @@ pub struct Settings {
     pub keys: Keyring,
     /// `own_addresses` is filled in here, and `connections_max` cut to what descriptors allow.
     pub tcp: tcp::Settings,
+}
+
+impl Settings {
+    /// What a running daemon cannot change, by key.
+    fn standing(&self) -> [(&'static str, String); 6] {
+        [
+            ("addr", format!("{:?}", self.addresses)),
+            ("reuse", self.reuse.to_string()),
+            ("workers", self.workers.to_string()),
+            ("engine", format!("{:?}", self.engine)),
+            ("pid-file", format!("{:?}", self.pid_file)),
+            ("log-level or log-format", format!("{:?}", self.log)),
+        ]
+    }
 }
 
 /// Why a daemon did not start, or could not go on.
@@ -106,11 +121,12 @@ pub async fn supervise(
     sys::process::seal_memory()?;
     let engine = find_engine(settings.engine)?;
     let listeners = Listeners::open(&settings.addresses, settings.reuse, settings.workers)?;
-    let addresses = listeners.addresses;
+    let (addresses, own_addresses) = (listeners.addresses, listeners.own_addresses);
     let _pid_file = settings.pid_file.clone().map(PidFile::register).transpose()?;
 
-    let (drain, workers) = (settings.drain, settings.workers);
-    let (orders, _) = watch::channel(State { life: Life::Run, plan: Arc::new(plan(settings, engine, &addresses)?) });
+    let (mut drain, workers, standing) = (settings.drain, settings.workers, settings.standing());
+    let (orders, _) =
+        watch::channel(State { life: Life::Run, plan: Arc::new(plan(settings, engine, &own_addresses)?) });
     let (started, mut starts) = mpsc::unbounded_channel(); // bounded by the workers: each tells one start
     let mut keepers = JoinSet::new();
     for (number, sockets) in listeners.of_workers.into_iter().enumerate() {
@@ -128,7 +144,7 @@ pub async fn supervise(
     notify(&[NotifyState::Ready]);
 
     // Workers that hang are replaced by their keepers; the watchdog is told that the keepers live.
-    let watchdog = sd_notify::watchdog_enabled().map(|timeout| timeout / 2);
+    let mut watchdog = sd_notify::watchdog_enabled().map(|timeout| tokio::time::interval(timeout / 2));
     let mut stop_at: Option<Instant> = None;
     loop {
         let life = orders.borrow().life;
@@ -147,10 +163,19 @@ pub async fn supervise(
                 }
                 (Told::Reload, _) => {
                     notify(&[NotifyState::Reloading, NotifyState::monotonic_usec_now().unwrap_or(NotifyState::MonotonicUsec(0))]);
-                    match reload().and_then(|new| plan(new, engine, &addresses).map_err(|error| error.to_string())) {
-                        Ok(plan) => {
-                            orders.send_modify(|state| state.plan = Arc::new(plan));
+                    match reload() {
+                        Ok(new) => {
+                            let restart: Vec<_> = std::iter::zip(&standing, new.standing())
+                                .filter(|(old, new)| **old != *new)
+                                .map(|((key, _), _)| *key)
+                                .collect();
+                            drain = new.drain;
+                            let plan = Arc::new(plan(new, engine, &own_addresses)?);
+                            orders.send_modify(|state| state.plan = plan);
                             tracing::info!("new configuration in force");
+                            if !restart.is_empty() {
+                                tracing::warn!(keys = restart.join(", "), "these changes need a restart");
+                            }
                         }
                         Err(error) => tracing::error!(error, "new configuration refused; the old one stays in force"),
                     }
@@ -161,7 +186,7 @@ pub async fn supervise(
                 tracing::info!("the time for draining is over: stopping now");
                 set_life(Life::Stop);
             }
-            () = until(watchdog.map(|pause| clock::now() + pause)) => notify(&[NotifyState::Watchdog]),
+            () = tick(&mut watchdog) => notify(&[NotifyState::Watchdog]),
         }
     }
     tracing::info!("gateway ended");
@@ -180,12 +205,12 @@ fn find_engine(choice: Choice) -> Result<Kind, Error> {
 }
 
 /// What workers are told, with as many connections as descriptors allow.
-fn plan(settings: Settings, engine: Kind, addresses: &[SocketAddr]) -> io::Result<Plan> {
+fn plan(settings: Settings, engine: Kind, own_addresses: &[SocketAddr]) -> io::Result<Plan> {
     let descriptors = sys::process::raise_descriptor_limit()?;
     let room = descriptors.saturating_sub(limits::DESCRIPTORS_RESERVED) / DESCRIPTORS_PER_CONNECTION;
     let mut tcp = settings.tcp;
     tcp.connections_max = tcp.connections_max.min(usize::try_from(room).unwrap_or(usize::MAX)).max(1);
-    tcp.own_addresses = addresses.to_vec();
+    tcp.own_addresses = own_addresses.to_vec();
     Ok(Plan { engine, log: settings.log, settings: tcp, keys: settings.keys })
 }
 
@@ -219,6 +244,8 @@ struct Signals {
     interrupt: Signal,
     quit: Signal,
     hangup: Signal,
+    /// Without a meaning here; unheard they would end the process.
+    _others: [Signal; 2],
 }
 
 impl Signals {
@@ -228,6 +255,7 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             quit: signal(SignalKind::quit())?,
             hangup: signal(SignalKind::hangup())?,
+            _others: [signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?],
         })
     }
 
@@ -245,6 +273,14 @@ impl Signals {
 async fn until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the next tick, or for ever.
+async fn tick(interval: &mut Option<Interval>) {
+    match interval {
+        Some(interval) => drop(interval.tick().await),
         None => std::future::pending().await,
     }
 }

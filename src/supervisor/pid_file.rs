@@ -9,7 +9,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 
 use super::{Error, PROCESS_NAME};
@@ -50,8 +52,7 @@ fn own_pid() -> i32 {
 fn change(path: &Path, add: impl Fn(&mut Vec<i32>)) -> Result<(), String> {
     loop {
         let (file, created) = open(path)?;
-        let file =
-            Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| format!("cannot lock it: {errno}"))?;
+        let file = lock(file)?;
         if !is_still_at(&file, path) {
             continue; // replaced while we waited
         }
@@ -62,6 +63,23 @@ fn change(path: &Path, add: impl Fn(&mut Vec<i32>)) -> Result<(), String> {
         return done.map_err(|error| format!("cannot write it: {error}"));
     }
 }
+
+/// Takes the lock. We hold it for a moment only; somebody who keeps it, as anybody who may read the file can, must not keep us
+/// from starting or ending.
+fn lock(mut file: File) -> Result<Flock<File>, String> {
+    let until = sys::clock::now() + LOCK_PATIENCE;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Ok(locked),
+            Err((unlocked, Errno::EWOULDBLOCK | Errno::EINTR)) if sys::clock::now() < until => file = unlocked,
+            Err((_, errno)) => return Err(format!("cannot lock it: {errno}")),
+        }
+        std::thread::park_timeout(LOCK_PAUSE);
+    }
+}
+
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Opens the file, or makes it. Never follows a link, never waits for a FIFO.
 fn open(path: &Path) -> Result<(File, bool), String> {

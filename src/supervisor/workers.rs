@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::net::UnixDatagram;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 
 use crate::engine::Kind;
 use crate::proto::token::Keyring;
@@ -66,15 +67,15 @@ impl Keeper {
             if self.life() != Life::Run {
                 return;
             }
-            match (&ended, self.started.take()) {
-                (Ok(status), Some(started)) => {
-                    let _ = started.send(Err(*status));
-                    return;
+            match &ended {
+                Ok(status) => {
+                    if let Some(started) = self.started.take() {
+                        let _ = started.send(Err(*status));
+                        return;
+                    }
+                    tracing::error!(worker = self.number, %status, "a worker ended and is replaced");
                 }
-                (Ok(status), None) => tracing::error!(worker = self.number, %status, "a worker ended and is replaced"),
-                (Err(error), _) => {
-                    tracing::error!(worker = self.number, %error, "a worker cannot be started; tried again")
-                }
+                Err(error) => tracing::error!(worker = self.number, %error, "a worker failed and is started again"),
             }
             pause = if ended.is_ok() && clock::now() - since >= limits::WORKER_SETTLED {
                 Duration::ZERO
@@ -95,51 +96,49 @@ impl Keeper {
     /// The life of one process.
     async fn live(&mut self) -> io::Result<ExitStatus> {
         let (mut child, control) = self.start()?;
-        let mut patience = clock::now() + limits::HEARTBEAT_PATIENCE;
-        let mut buffer = [0; 256]; // a report is far shorter
         let mut known = self.state.borrow_and_update().clone();
+        let mut buffer = [0; 256]; // a report is far shorter
+        // Counted in ticks, not in time: when this process itself was stopped for long, one tick has been missed.
+        let mut silent_ticks = 0;
+        let mut tick = tokio::time::interval(limits::HEARTBEAT);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            // In this order: after a suspension of this host, heartbeats are heard before patience is found to be over.
             tokio::select! {
                 biased;
                 status = child.wait() => return status,
                 received = control.recv(&mut buffer) => match received {
                     Ok(n @ 1..) => {
-                        patience = clock::now() + limits::HEARTBEAT_PATIENCE;
+                        silent_ticks = 0;
                         self.hear(&buffer[..n]);
                     }
-                    Ok(0) | Err(_) => return child.wait().await, // it has closed its end: it is ending
+                    Ok(0) | Err(_) => return end(child, limits::HEARTBEAT_PATIENCE).await, // it has closed its end
                 },
                 changed = self.state.changed() => {
                     changed.map_err(io::Error::other)?;
                     let now = self.state.borrow_and_update().clone();
                     if now.life != known.life {
-                        self.tell_life(&control, now.life)?;
+                        self.sockets.clear(); // the worker's are the last ones now, and it empties their queues first
+                        tell(&control, if now.life == Life::Stop { Order::Stop } else { Order::Drain }, None).await?;
                     }
                     if now.life == Life::Stop {
-                        return stop(child).await;
+                        return end(child, limits::STOP_PATIENCE).await;
                     }
                     if !Arc::ptr_eq(&now.plan, &known.plan) {
-                        send_secrets(&control, &Order::Reload {
-                            settings: now.plan.settings.clone(),
-                            secrets: now.plan.keys.secrets().len(),
-                        }, &now.plan.keys, &[])?;
+                        let order = Order::Reload { settings: now.plan.settings.clone() };
+                        tell(&control, order, Some(&now.plan.keys)).await?;
                     }
                     known = now;
                 }
-                () = tokio::time::sleep_until(patience.into()) => {
-                    tracing::error!(worker = self.number, "a worker has stopped answering and is killed");
-                    child.start_kill()?;
-                    return child.wait().await;
+                _ = tick.tick() => {
+                    silent_ticks += 1;
+                    if limits::HEARTBEAT * silent_ticks > limits::HEARTBEAT_PATIENCE {
+                        tracing::error!(worker = self.number, "a worker has stopped answering and is killed");
+                        child.start_kill()?;
+                        return child.wait().await;
+                    }
                 }
             }
         }
-    }
-
-    fn tell_life(&mut self, control: &UnixDatagram, life: Life) -> io::Result<()> {
-        self.sockets.clear(); // the worker's are the last ones now, and it empties their queues first
-        let order = if life == Life::Stop { Order::Stop } else { Order::Drain };
-        sys::control::send(control.as_fd(), &serde_json::to_vec(&order)?, &[])
     }
 
     fn hear(&mut self, report: &[u8]) {
@@ -169,28 +168,24 @@ impl Keeper {
             .spawn()?;
         let ours = std::os::unix::net::UnixDatagram::from(ours);
         let plan = self.state.borrow().plan.clone();
-        let boot = Order::Boot {
-            engine: plan.engine,
-            log: plan.log,
-            settings: plan.settings.clone(),
-            secrets: plan.keys.secrets().len(),
-        };
-        send_secrets(&ours, &boot, &plan.keys, &self.sockets)?;
+        let boot = Order::Boot { engine: plan.engine, log: plan.log, settings: plan.settings.clone() };
+        let sockets: Vec<_> = self.sockets.iter().map(AsFd::as_fd).collect();
+        sys::control::send(ours.as_fd(), &boot.encode(Some(&plan.keys))?, &sockets)?;
         ours.set_nonblocking(true)?;
         Ok((child, UnixDatagram::from_std(ours)?))
     }
 }
 
-/// Sends an order that secrets follow.
-fn send_secrets(control: &impl AsFd, order: &Order, keys: &Keyring, sockets: &[OwnedFd]) -> io::Result<()> {
-    let sockets: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
-    sys::control::send(control.as_fd(), &serde_json::to_vec(order)?, &sockets)?;
-    keys.secrets().iter().try_for_each(|secret| sys::control::send(control.as_fd(), secret.bytes(), &[]))
+/// Sends an order. A worker that has no room for it for so long hangs, and its life ends here.
+async fn tell(control: &UnixDatagram, order: Order, keys: Option<&Keyring>) -> io::Result<()> {
+    let message = order.encode(keys)?;
+    tokio::time::timeout(limits::HEARTBEAT_PATIENCE, control.send(&message)).await??;
+    Ok(())
 }
 
-/// Waits for a worker that was told to stop, and kills one that does not.
-async fn stop(mut child: Child) -> io::Result<ExitStatus> {
-    match tokio::time::timeout(limits::STOP_PATIENCE, child.wait()).await {
+/// Waits for a worker that is to end, and kills one that does not.
+async fn end(mut child: Child, patience: Duration) -> io::Result<ExitStatus> {
+    match tokio::time::timeout(patience, child.wait()).await {
         Ok(status) => status,
         Err(_elapsed) => {
             child.start_kill()?;

@@ -29,7 +29,8 @@ impl Pipe {
         }
     }
 
-    /// Moves what `source` holds into the pipe, which must be empty. `Ok(0)` is the end of the stream.
+    /// Moves what `source` holds into the pipe, which must be empty. `Ok(0)` is the end of the stream, or the mark of urgent
+    /// data.
     ///
     /// # Errors
     /// `EAGAIN` from a splice into a pipe does not tell which end stopped us: a 64 KiB pipe is full after 16 segments of one

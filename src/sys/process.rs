@@ -34,32 +34,50 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
     }
 }
 
-/// Overwrites every occurrence of `secret` in the argument vector and the environment this process was started with, which
-/// `ps` and `/proc` show to others. Only for a process that has one thread yet.
+/// Overwrites the value of an argument, `--name value` or `--name=value`, where `ps` and `/proc` show it.
 ///
 /// # Errors
 /// When `/proc/self/stat` cannot be read or understood.
-pub fn wipe_from_start_block(secret: &[u8]) -> io::Result<()> {
+pub fn wipe_argument(name: &str, value: &str) -> io::Result<()> {
+    let joined = format!("{name}={value}");
+    in_start_block(ARG_START, |argument| match argument {
+        _ if argument == value.as_bytes() => 0,
+        _ if argument == joined.as_bytes() => name.len() + 1,
+        _ => argument.len(),
+    })
+}
+
+/// Overwrites the value of a variable in the environment this process was started with. It reads as asterisks from then on.
+///
+/// # Errors
+/// As [`wipe_argument`].
+pub fn wipe_variable(name: &str) -> io::Result<()> {
+    let start = format!("{name}=");
+    in_start_block(
+        ENV_START,
+        |variable| if variable.starts_with(start.as_bytes()) { start.len() } else { variable.len() },
+    )
+}
+
+/// Fields of /proc/self/stat, counted from 1 as in proc(5); the next one is the end of the same block.
+const ARG_START: usize = 48;
+const ENV_START: usize = 50;
+
+/// Overwrites each string of a block from where `keep` says. Only for a process that has one thread yet.
+fn in_start_block(field: usize, keep: impl Fn(&[u8]) -> usize) -> io::Result<()> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
-    // The command name is in brackets and may hold spaces. Counted from 1 as in proc(5), the first field behind it is 3.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let field = |number: usize| -> io::Result<usize> {
-        let value = fields.get(number - 3).and_then(|field| field.parse().ok());
-        value.ok_or_else(|| io::Error::other("/proc/self/stat has an unknown form"))
+    // The command name is in brackets and may hold spaces and brackets. The first field behind it is the third.
+    let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(field - 3);
+    let mut address = || fields.next().and_then(|field| field.parse::<usize>().ok());
+    let (Some(start @ 1..), Some(end)) = (address(), address()) else {
+        return Err(io::Error::other("/proc/self/stat has an unknown form"));
     };
-    const ARG_START: usize = 48; // then arg_end, env_start, env_end
-    for (start, end) in [(field(ARG_START)?, field(ARG_START + 1)?), (field(ARG_START + 2)?, field(ARG_START + 3)?)] {
-        if start == 0 || end <= start || secret.is_empty() {
-            continue;
-        }
-        // SAFETY: the kernel placed argv and environ at these addresses, writable, for the life of the process. This thread
-        // is the only one, and holds no reference into them.
-        let block = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, end - start) };
-        let mut from = 0;
-        while let Some(found) = block[from..].windows(secret.len()).position(|window| window == secret) {
-            block[from + found..from + found + secret.len()].fill(b'*');
-            from += found + secret.len();
-        }
+    // SAFETY: the kernel placed this block here, writable, for the life of the process. This thread is the only one, and
+    // holds no reference into it.
+    let block = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, end.saturating_sub(start)) };
+    for string in block.split_mut(|byte| *byte == 0) {
+        let from = keep(string).min(string.len());
+        string[from..].fill(b'*');
     }
     Ok(())
 }

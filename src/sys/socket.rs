@@ -56,12 +56,19 @@ pub fn prepare(socket: BorrowedFd<'_>, liveness: Liveness) -> io::Result<()> {
     let socket = SockRef::from(&socket);
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
+    socket.set_out_of_band_inline(true)?; // an urgent byte is a byte of the stream
     let keepalive = TcpKeepalive::new()
         .with_time(liveness.keepalive_idle)
         .with_interval(liveness.keepalive_interval)
         .with_retries(liveness.keepalive_probes);
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(liveness.user_timeout))
+}
+
+/// True when an IPv6 socket takes IPv4 connections too.
+#[must_use]
+pub fn takes_ipv4(socket: BorrowedFd<'_>) -> bool {
+    SockRef::from(&socket).only_v6().is_ok_and(|only| !only)
 }
 
 /// The address a socket is bound to.
@@ -101,6 +108,26 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let fd = nix::sys::socket::accept4(listener.as_raw_fd(), flags)?;
     Ok(super::process::own(fd))
+}
+
+/// Errors of accept that say nothing about the next connection. Linux passes network errors of the new socket on, too
+/// (accept(2)).
+#[must_use]
+pub fn speaks_of_one_connection(error: &io::Error) -> bool {
+    let one = [
+        libc::ECONNABORTED,
+        libc::EPERM,
+        libc::EPROTO,
+        libc::ENOPROTOOPT,
+        libc::ENETDOWN,
+        libc::EHOSTDOWN,
+        libc::ENONET,
+        libc::EHOSTUNREACH,
+        libc::EOPNOTSUPP,
+        libc::ENETUNREACH,
+        libc::EINTR,
+    ];
+    error.raw_os_error().is_some_and(|code| one.contains(&code))
 }
 
 /// Starts a connection. It is made or has failed when the socket turns writable: see [`take_error`].

@@ -1,132 +1,121 @@
 //! Accepting: who may come in, and when not.
 //!
-//! Accepting pauses when there is no room for another game, and for a moment when descriptors or memory have run out. Whoever
-//! waits meanwhile waits in the kernel's queue and loses nothing.
+//! A connection is taken out of the kernel's queue only when there is room for it, and nobody is for a moment when descriptors
+//! or memory have run out. Whoever waits, waits in that queue, and would wait there still if this worker died. (A multishot
+//! accept would empty the queue into this process, room or no room.)
 
-use std::collections::VecDeque;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::Context;
-use crate::engine::Token;
-use crate::{limits, sys};
+use crate::engine::{Engine, Event, Token};
+use crate::limits;
+use crate::sys::socket;
+
+/// Connections let in per turn, so that a flood of new ones leaves time for running games.
+pub(super) const PER_TURN: usize = 64;
+
+/// The slot of listeners in tokens, which no connection has; the generation is the listener's number.
+pub(super) const SLOT: u32 = u32::MAX;
+
+/// A shortage is logged at most so often.
+const LOG_PAUSE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct Doors {
-    listeners: Vec<OwnedFd>,
-    state: State,
-    /// Accepted by the kernel and not let in yet: at most what a ring accepts between two looks, which the queues bound.
-    arrived: VecDeque<OwnedFd>,
+    listeners: Vec<Listener>,
+    /// Whose turn it is.
+    next: usize,
+    paused_until: Option<Instant>,
     /// Failures since one was logged, and when that was.
     failures: u64,
     logged: Option<Instant>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum State {
-    Open,
-    /// No room for another game.
-    Full,
-    /// Descriptors or memory ran out.
-    Paused {
-        until: Instant,
-    },
-    Closed,
+#[derive(Debug)]
+struct Listener {
+    socket: OwnedFd,
+    token: Token,
+    /// Somebody may be waiting: told once, true until the queue is empty.
+    ready: bool,
 }
 
-/// A shortage is logged at most so often.
-const LOG_PAUSE: Duration = Duration::from_secs(5);
-
-/// The slot of listeners in tokens, which no connection has; the role is the listener's number.
-const SLOT: u32 = u32::MAX;
-
 impl Doors {
-    pub(super) fn new(listeners: Vec<OwnedFd>) -> Self {
-        Self { listeners, state: State::Full, arrived: VecDeque::new(), failures: 0, logged: None }
+    pub(super) fn new(sockets: Vec<OwnedFd>) -> Self {
+        let listener = |(number, socket)| Listener { socket, token: Token::new(SLOT, number, 0), ready: true };
+        let listeners = (0..).zip(sockets).map(listener).collect();
+        Self { listeners, next: 0, paused_until: None, failures: 0, logged: None }
     }
 
-    pub(super) fn open(&mut self, context: &mut Context) -> io::Result<()> {
-        for (token, listener) in self.listeners.iter().enumerate().map(token_of) {
-            context.engine.accept(listener.as_fd(), token)?;
+    pub(super) fn open(&self, engine: &mut Engine) -> io::Result<()> {
+        self.listeners.iter().try_for_each(|listener| engine.watch(listener.socket.as_fd(), listener.token))
+    }
+
+    pub(super) fn note(&mut self, event: &Event, engine: &mut Engine) {
+        let (Event::Ready(token, _) | Event::Disarmed(token)) = event;
+        let Some(listener) = self.listeners.iter_mut().find(|listener| listener.token == *token) else { return };
+        match event {
+            Event::Ready(..) => listener.ready = true,
+            Event::Disarmed(_) => {
+                if let Err(error) = engine.watch(listener.socket.as_fd(), listener.token) {
+                    tracing::error!(%error, "a listener is not watched any more");
+                }
+            }
         }
-        self.state = State::Open;
-        Ok(())
     }
 
-    /// Stops what accepts; what has stopped already stays so.
-    fn shut(&mut self, context: &mut Context) {
-        for (token, _) in self.listeners.iter().enumerate().map(token_of) {
-            context.engine.stop_accepting(token);
+    /// When to try again after a shortage.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.paused_until
+    }
+
+    /// The next client that may come in.
+    pub(super) fn admit(&mut self, room: bool, now: Instant) -> Option<OwnedFd> {
+        if self.paused_until.is_some_and(|until| now < until) {
+            return None;
         }
-    }
-
-    pub(super) fn arrive(&mut self, client: OwnedFd) {
-        self.arrived.push_back(client);
+        self.paused_until = None;
+        if !room {
+            return None;
+        }
+        loop {
+            let mut in_turn = (0..self.listeners.len()).map(|ahead| (self.next + ahead) % self.listeners.len());
+            let at = in_turn.find(|at| self.listeners[*at].ready)?;
+            self.next = at + 1;
+            match socket::accept(self.listeners[at].socket.as_fd()) {
+                Ok(client) => return Some(client),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.listeners[at].ready = false,
+                Err(error) if socket::speaks_of_one_connection(&error) => {}
+                Err(error) => {
+                    self.pause(&error, now);
+                    return None;
+                }
+            }
+        }
     }
 
     /// All listeners pause together: what one lacks the others lack too.
-    pub(super) fn fail(&mut self, token: Token, error: &io::Error, context: &mut Context) {
-        tracing::trace!(?token, %error, "accept");
-        if self.state != State::Open {
-            return;
-        }
+    fn pause(&mut self, error: &io::Error, now: Instant) {
+        self.paused_until = Some(now + limits::ACCEPT_PAUSE);
         self.failures += 1;
-        if self.logged.is_none_or(|logged| logged + LOG_PAUSE <= context.now) {
+        if self.logged.is_none_or(|logged| logged + LOG_PAUSE <= now) {
             let failures = std::mem::take(&mut self.failures);
             tracing::warn!(%error, failures, "no connection can be accepted for now; running games go on");
-            self.logged = Some(context.now);
-        }
-        self.shut(context);
-        self.state = State::Paused { until: context.now + limits::ACCEPT_PAUSE };
-    }
-
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        match self.state {
-            State::Paused { until } => Some(until),
-            State::Open | State::Full | State::Closed => None,
-        }
-    }
-
-    /// The next client that may come in while there are `connections`; opens and shuts the doors as there is room.
-    pub(super) fn admit(&mut self, connections: usize, context: &mut Context) -> Option<OwnedFd> {
-        let room = connections < context.settings.connections_max;
-        match self.state {
-            State::Open if !room => {
-                self.shut(context);
-                self.state = State::Full;
-            }
-            State::Full if room => self.reopen(context),
-            State::Paused { until } if until <= context.now => self.reopen(context),
-            State::Open | State::Full | State::Paused { .. } | State::Closed => {}
-        }
-        if room || self.state == State::Closed { self.arrived.pop_front() } else { None }
-    }
-
-    fn reopen(&mut self, context: &mut Context) {
-        if let Err(error) = self.open(context) {
-            tracing::error!(%error, "the listeners cannot be watched; tried again soon");
-            self.shut(context);
-            self.state = State::Paused { until: context.now + limits::ACCEPT_PAUSE };
+            self.logged = Some(now);
         }
     }
 
     /// Takes everybody who waits in the queues and closes the doors for good. A queue that is closed with connections in it
     /// resets them.
-    pub(super) fn close(&mut self, context: &mut Context) -> Vec<OwnedFd> {
+    pub(super) fn close(&mut self, engine: &mut Engine) -> Vec<OwnedFd> {
         let mut waiting = Vec::new();
-        for listener in &self.listeners {
-            while let Ok(client) = sys::socket::accept(listener.as_fd()) {
+        for listener in self.listeners.drain(..) {
+            while let Ok(client) = socket::accept(listener.socket.as_fd()) {
                 waiting.push(client);
             }
+            engine.forget(listener.socket, listener.token);
         }
-        self.shut(context);
-        self.state = State::Closed;
-        self.listeners.clear();
+        self.paused_until = None;
         waiting
     }
-}
-
-fn token_of((number, listener): (usize, &OwnedFd)) -> (Token, &OwnedFd) {
-    (Token::new(SLOT, 0, u8::try_from(number).unwrap_or(u8::MAX)), listener)
 }

@@ -127,9 +127,9 @@ impl Dial {
                 continue;
             }
             let racer = self.racers.swap_remove(at);
-            match socket::take_error(racer.socket.as_fd()) {
-                Ok(None) => return Some(racer),
-                Ok(Some(error)) | Err(error) => {
+            match connected(&racer) {
+                Ok(()) => return Some(racer),
+                Err(error) => {
                     self.last_error = Some(error);
                     self.next_try = context.now;
                     context.engine.forget(racer.socket, racer.token);
@@ -183,7 +183,7 @@ impl Dial {
         let token = self.key.token(self.next_role);
         self.next_role = self.next_role % ROLES + FIRST_ROLE;
         context.engine.watch(socket.as_fd(), token)?;
-        self.racers.push(Side { socket, token, ready: Readiness::default() });
+        self.racers.push(Side::new(socket, token));
         Ok(())
     }
 
@@ -210,6 +210,19 @@ impl Dial {
 
     pub(super) fn let_go(mut self, context: &mut Context) {
         self.end_race(context);
+    }
+}
+
+/// Whether a socket that has turned writable is connected. One that is connected to itself is not: dialling a free port of this
+/// host, a socket may draw that very port as its own, and TCP lets both ends be one.
+fn connected(racer: &Side) -> io::Result<()> {
+    let socket = racer.socket.as_fd();
+    match socket::take_error(socket)? {
+        Some(error) => Err(error),
+        None if socket::local_address(socket)? == socket::peer_address(socket)? => {
+            Err(io::ErrorKind::ConnectionRefused.into())
+        }
+        None => Ok(()),
     }
 }
 

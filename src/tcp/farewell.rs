@@ -29,7 +29,7 @@ enum State {
 }
 
 impl Farewell {
-    pub(super) fn new(refusal: Refusal, not_before: Instant, _context: &Context) -> Self {
+    pub(super) fn new(refusal: Refusal, not_before: Instant) -> Self {
         Self { refusal, state: State::Due { at: not_before } }
     }
 

@@ -123,14 +123,21 @@ struct Side {
     socket: OwnedFd,
     token: Token,
     ready: Readiness,
+    /// A call has told that the connection has failed.
+    broken: bool,
 }
 
 impl Side {
+    fn new(socket: OwnedFd, token: Token) -> Self {
+        Self { socket, token, ready: Readiness::default(), broken: false }
+    }
+
     fn note(&mut self, news: Readiness) {
         self.ready.readable |= news.readable;
         self.ready.writable |= news.writable;
         self.ready.ended |= news.ended;
         self.ready.failed |= news.failed;
+        self.ready.urgent |= news.urgent;
     }
 }
 
@@ -188,7 +195,7 @@ impl Tcp {
             events: Vec::new(),
             context,
         };
-        tcp.doors.open(&mut tcp.context)?;
+        tcp.doors.open(&mut tcp.context.engine)?;
         Ok(tcp)
     }
 
@@ -200,8 +207,17 @@ impl Tcp {
 
     /// Accepts whoever has been waiting, and nobody after that.
     pub fn drain(&mut self) {
-        for client in self.doors.close(&mut self.context) {
+        for client in self.doors.close(&mut self.context.engine) {
             self.begin(client);
+        }
+    }
+
+    /// Ends all games now.
+    pub fn stop(&mut self) {
+        for (_, connection) in &self.connections {
+            if let State::Relay(relay) = &connection.state {
+                relay.cut_short(&connection.client);
+            }
         }
     }
 
@@ -238,8 +254,8 @@ impl Tcp {
                 self.advance(key.slot);
             }
         }
-        self.admit();
-        Ok(busy || !self.unfinished.is_empty() || !self.context.engine.prepare_to_wait())
+        let waiting = self.admit();
+        Ok(busy || waiting || !self.unfinished.is_empty() || !self.context.engine.prepare_to_wait())
     }
 
     /// When [`Self::turn`] must be called at the latest.
@@ -259,29 +275,31 @@ impl Tcp {
     }
 
     fn handle_event(&mut self, event: Event) {
+        let (Event::Ready(token, _) | Event::Disarmed(token)) = event;
+        if token.slot == accept::SLOT {
+            return self.doors.note(&event, &mut self.context.engine);
+        }
+        let Some(connection) = self.connections.get_mut(token.slot as usize) else { return };
         match event {
-            Event::Ready(token, news) => {
-                if let Some(connection) = self.connections.get_mut(token.slot as usize)
-                    && connection.note(token, news)
-                {
+            Event::Ready(_, news) => {
+                if connection.note(token, news) {
                     self.advance(token.slot);
                 }
             }
-            Event::Disarmed(token) => {
-                if let Some(connection) = self.connections.get(token.slot as usize) {
-                    connection.watch_again(token, &mut self.context.engine);
-                }
-            }
-            Event::Accepted(_, client) => self.doors.arrive(client),
-            Event::AcceptFailed(token, error) => self.doors.fail(token, &error, &mut self.context),
+            Event::Disarmed(_) => connection.watch_again(token, &mut self.context.engine),
         }
     }
 
-    /// Lets those in who have arrived, as far as there is room.
-    fn admit(&mut self) {
-        while let Some(client) = self.doors.admit(self.connections.len(), &mut self.context) {
-            self.begin(client);
+    /// Lets in who waits, as far as there is room. True when more may be waiting.
+    fn admit(&mut self) -> bool {
+        for _ in 0..accept::PER_TURN {
+            let room = self.connections.len() < self.context.settings.connections_max;
+            match self.doors.admit(room, self.context.now) {
+                Some(client) => self.begin(client),
+                None => return false,
+            }
         }
+        true
     }
 
     fn begin(&mut self, client: OwnedFd) {
@@ -301,7 +319,7 @@ impl Tcp {
         context.timers.set(slot, handshake.deadline());
         entry.insert(Connection {
             key,
-            client: Side { socket: client, token, ready: Readiness::default() },
+            client: Side::new(client, token),
             source: source.flatten(),
             since: context.now,
             timer,
@@ -350,7 +368,7 @@ impl Tcp {
                     std::mem::replace(&mut connection.state, State::Relay(Box::new(relay)))
                 }
                 Next::Refuse { refusal, not_before } => {
-                    let farewell = Farewell::new(refusal, not_before, context);
+                    let farewell = Farewell::new(refusal, not_before);
                     std::mem::replace(&mut connection.state, State::Farewell(farewell))
                 }
                 Next::Close(ending) => return self.close(slot, ending),

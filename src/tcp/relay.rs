@@ -71,12 +71,13 @@ impl Relay {
 
     pub(super) fn step(&mut self, client: &mut Side, context: &mut Context) -> Next {
         let before = self.moved();
-        let up = self.up.run(client, &mut self.backend, context);
-        // A failure is told once: the other pump would take what is left of that socket for an end, and pass a FIN on.
-        let down = if up == Flown::Failed { up } else { self.down.run(&mut self.backend, client, context) };
-        if down == Flown::Failed {
-            socket::reset(client.socket.as_fd());
-            socket::reset(self.backend.socket.as_fd());
+        let mut up = self.up.run(client, &mut self.backend, context);
+        let down = self.down.run(&mut self.backend, client, context);
+        if down == Flown::Failed && up != Flown::Failed {
+            up = self.up.run(client, &mut self.backend, context); // last words of a client that is gone
+        }
+        if up == Flown::Failed || down == Flown::Failed {
+            self.cut(client);
             return Next::Close(Ending::Reset);
         }
         if self.up.ended && self.down.ended {
@@ -87,9 +88,23 @@ impl Relay {
         }
         self.mind_the_clock(context);
         if self.look <= context.now {
+            self.cut_short(client);
             return Next::Close(Ending::IdleTooLong);
         }
         if up == Flown::BudgetSpent || down == Flown::BudgetSpent { Next::Again } else { Next::Wait }
+    }
+
+    /// Ends a game that has not ended itself: in order when each side has every byte of the other, else with a reset.
+    pub(super) fn cut_short(&self, client: &Side) {
+        let held = self.up.pump.holds_bytes() || self.down.pump.holds_bytes();
+        if held || client.ready.readable || self.backend.ready.readable {
+            self.cut(client);
+        }
+    }
+
+    fn cut(&self, client: &Side) {
+        socket::reset(client.socket.as_fd());
+        socket::reset(self.backend.socket.as_fd());
     }
 
     /// Moves the next look to where the last activity allows it.
@@ -117,16 +132,25 @@ impl Flow {
         }
         if sink.ready.writable && (source.ready.readable || self.pump.holds_bytes()) {
             let (from, to) = (source.socket.as_fd(), sink.socket.as_fd());
-            match self.pump.run(from, to, source.ready.ended, &mut context.shared) {
+            match self.pump.run(from, to, source.ready, &mut context.shared) {
                 Outcome::SourceDry => source.ready.readable = false,
                 Outcome::SinkFull => sink.ready.writable = false,
                 Outcome::BudgetSpent => return Flown::BudgetSpent,
+                // A socket tells its failure once: whoever looks next finds an end.
+                Outcome::Ended if source.broken => return Flown::Failed,
                 Outcome::Ended => {
                     self.ended = true;
                     // Fails only when the sink is gone, which its other direction finds out.
                     let _ = socket::end(to);
                 }
-                Outcome::SourceFailed(_) | Outcome::SinkFailed(_) => return Flown::Failed,
+                Outcome::SourceFailed(_) => {
+                    source.broken = true;
+                    return Flown::Failed;
+                }
+                Outcome::SinkFailed(_) => {
+                    sink.broken = true;
+                    return Flown::Failed;
+                }
             }
         }
         // A source that failed while its sink is full would be noticed only when the sink has taken what it has.

@@ -3,9 +3,10 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,28 @@ pub fn program() -> Command {
     }
     command.env_remove("CREDENTIALS_DIRECTORY").env_remove("NOTIFY_SOCKET");
     command
+}
+
+/// The program at the end of another command line, which is to start it. Its environment is that of [`program`].
+pub fn program_under(wrapper: &[&str]) -> Command {
+    let (program, mut command) = (program(), Command::new(wrapper[0]));
+    command.args(&wrapper[1..]).arg(program.get_program());
+    for (key, _) in program.get_envs() {
+        command.env_remove(key);
+    }
+    command
+}
+
+/// The program by way of a shell that runs `first`, without a variable of the test's environment.
+pub fn through_shell(first: &str) -> Command {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", &format!("{first}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_gateway")]).env_clear();
+    command
+}
+
+/// The program without the secret file of the harness, whose first arguments are `run --secret-file FILE`.
+pub fn without_secret_file() -> Command {
+    through_shell("shift 3; set -- run \"$@\"")
 }
 
 /// Runs the program to its end and gives back what it said.
@@ -225,20 +248,34 @@ pub fn children_of(pid: u32) -> Vec<u32> {
     text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-/// What each descriptor of a process leads to.
+/// What each descriptor of a process leads to; nothing when the process is gone. A worker's may be seen by root only.
 pub fn links(pid: u32) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    let entries = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => panic!("this test needs root: {error}"),
+        Err(_gone) => return Vec::new(),
+    };
     entries
         .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
         .map(|link| link.to_string_lossy().into_owned())
         .collect()
 }
 
-/// User and system time a process has used.
+/// User and system time that all threads of a process have used.
 pub fn cpu_time(pid: u32) -> Duration {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).expect("schedstat can be read");
-    let nanoseconds: u64 = text.split_whitespace().next().expect("a first field").parse().expect("a number");
-    Duration::from_nanos(nanoseconds)
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the process lives");
+    let texts = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok());
+    texts
+        .map(|text| text.split_whitespace().next().and_then(|field| field.parse().ok()).expect("a number"))
+        .map(Duration::from_nanos)
+        .sum()
+}
+
+/// The share of one core that a process uses during `span`.
+pub fn cpu_share(pid: u32, span: Duration) -> f64 {
+    let (before, started) = (cpu_time(pid), Instant::now());
+    watch(span);
+    (cpu_time(pid) - before).as_secs_f64() / started.elapsed().as_secs_f64()
 }
 
 /// Resident memory of a process, bytes.
@@ -269,10 +306,17 @@ pub fn read_answer(client: &mut TcpStream) -> String {
         match client.read(&mut answer[n..]) {
             Ok(0) => break,
             Ok(more) => n += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return format!("{} after {n} bytes", error.kind()),
         }
     }
     String::from_utf8_lossy(&answer[..n]).into_owned()
+}
+
+/// True when a game with an echo goes on.
+pub fn echoes(game: &mut TcpStream) -> bool {
+    let mut heard = [0; 5];
+    game.write_all(b"hello").and_then(|()| game.read_exact(&mut heard)).is_ok_and(|()| heard == *b"hello")
 }
 
 /// Reads to the end of the stream.
@@ -368,6 +412,40 @@ pub fn wait_until(mut happened: impl FnMut() -> bool, what: impl FnOnce() -> Str
             panic!("waited {PATIENCE:?} in vain: {}", what());
         }
         pause();
+    }
+}
+
+/// Lets `span` pass: what must not happen has this long to happen.
+pub fn watch(span: Duration) {
+    let started = Instant::now();
+    while let Some(left) = span.checked_sub(started.elapsed()) {
+        thread::park_timeout(left);
+    }
+}
+
+/// One test of a file at a time, of those that hold this: each needs most of what the machine has.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What systemd's end of `NOTIFY_SOCKET` hears, message by message.
+pub struct Notified {
+    socket: UnixDatagram,
+    pub path: PathBuf,
+}
+
+impl Notified {
+    pub fn bind(path: PathBuf) -> Self {
+        let socket = UnixDatagram::bind(&path).expect("the socket is made");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a time-out can be set");
+        Self { socket, path }
+    }
+
+    pub fn next(&self) -> String {
+        let mut buffer = [0; 4096];
+        let n = self.socket.recv(&mut buffer).expect("systemd is told");
+        String::from_utf8_lossy(&buffer[..n]).trim().to_owned()
     }
 }
 
