@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::CommandFactory;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use zeroize::Zeroize;
 
@@ -28,7 +29,7 @@ pub struct Form {
     pub addr: Vec<SocketAddr>,
 
     /// Share the port with other gateways of the same user [default: false]
-    #[arg(long, env = "GATEWAY_REUSE", num_args = 0..=1, default_missing_value = "true", require_equals = true, help_heading = "Listening")]
+    #[arg(long, env = "GATEWAY_REUSE", num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Listening")]
     pub reuse: Option<bool>,
 
     /// Worker processes, or `auto` for one per core [default: 1]
@@ -210,17 +211,20 @@ impl Form {
         let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
             Error::new(format!("{shown}: {}", error.message()), place(&text, error.span()))
         })?;
-        let mut known = toml::Table::new();
+        let mut form = Self::default();
         for (key, value) in table {
             let name = key.replace('_', "-");
             if !keys().contains(&name) {
                 return Err(Error::new(format!("{shown}: unknown key `{key}`"), nearest(&name)));
             }
-            known.insert(name, value);
+            // One key at a time, so that an error can name it.
+            let one = toml::Value::Table(toml::Table::from_iter([(name.clone(), value)]));
+            let one: Self = one.try_into().map_err(|error: toml::de::Error| {
+                Error::new(format!("{shown}: `{key}`: {}", error.message().trim()), example(&name))
+            })?;
+            form = form.over(one);
         }
-        toml::Value::Table(known).try_into().map_err(|error: toml::de::Error| {
-            Error::new(format!("{shown}: {}", error.message()), "see `gateway run --help`")
-        })
+        Ok(form)
     }
 
     /// This form, its gaps filled from `other`.
@@ -233,7 +237,7 @@ impl Form {
             engine: self.engine.or(other.engine),
             pid_file: self.pid_file.or(other.pid_file),
             drain: self.drain.or(other.drain),
-            secrets: self.secrets, // looked for in both forms, one after the other
+            secrets: self.secrets.over(other.secrets),
             retry: self.retry.or(other.retry),
             timeout: self.timeout.or(other.timeout),
             allow: many(self.allow, other.allow),
@@ -264,6 +268,14 @@ impl LogForm {
 }
 
 impl SecretForm {
+    fn over(self, other: Self) -> Self {
+        Self {
+            secret_file: if self.secret_file.is_empty() { other.secret_file } else { self.secret_file },
+            secret: self.secret.or(other.secret),
+            environment: self.environment,
+        }
+    }
+
     /// A form that names one file.
     #[must_use]
     pub fn of_file(path: PathBuf) -> Self {
@@ -287,15 +299,12 @@ impl SecretForm {
         Ok(())
     }
 
-    /// The secrets in force, from this form or, when it has none, from `file`.
+    /// The secrets in force, from this form or from that of the file.
     ///
     /// # Errors
     /// When there is none, or one that cannot be read, is empty, too long or not one line of text.
     pub fn keyring(&self, file: &Self, warnings: &mut Vec<String>) -> Result<Keyring, Error> {
-        let mut secrets = self.secrets(warnings)?;
-        if secrets.is_empty() {
-            secrets = file.secrets(warnings)?;
-        }
+        let secrets = self.secrets(file, warnings)?;
         within("secret-file", secrets.len(), 0, limits::SECRETS_MAX)?;
         if secrets.iter().any(|secret| secret.bytes().len() < limits::SECRET_BYTES_WEAK) {
             let least = limits::SECRET_BYTES_WEAK;
@@ -303,14 +312,19 @@ impl SecretForm {
                 "a secret has fewer than {least} bytes: whoever holds a token can guess it; `gateway secret` makes a strong one"
             ));
         }
-        let hint = "make one with `gateway secret > secret && chmod 600 secret`, then pass --secret-file secret";
+        let hint = "make one with `(umask 077; gateway secret > secret)`, then pass --secret-file secret";
         Keyring::new(secrets).map_err(|_none| Error::new("no secret is given", hint))
     }
 
-    /// The first of the four places that has something.
-    fn secrets(&self, warnings: &mut Vec<String>) -> Result<Vec<Secret>, Error> {
-        if !self.secret_file.is_empty() {
-            return self.secret_file.iter().map(|path| read_secret(path, warnings)).collect();
+    /// The first place that has something. Files named by `file` come before the credential, as if they had been typed, but
+    /// the environment goes before the file.
+    fn secrets(&self, file: &Self, warnings: &mut Vec<String>) -> Result<Vec<Secret>, Error> {
+        let mut files = &self.secret_file;
+        if files.is_empty() && self.environment.is_none() {
+            files = &file.secret_file;
+        }
+        if !files.is_empty() {
+            return files.iter().map(|path| read_secret(path, warnings)).collect();
         }
         if let Some(directory) = std::env::var_os("CREDENTIALS_DIRECTORY") {
             let path = Path::new(&directory).join("secret");
@@ -321,9 +335,11 @@ impl SecretForm {
         if let Some(Typed(secret)) = &self.environment {
             return Ok(vec![check_secret(ENVIRONMENT, secret.clone().into_bytes())?]);
         }
-        let Some(Typed(secret)) = &self.secret else { return Ok(Vec::new()) };
-        warnings.push("--secret can be seen in `ps` until it is wiped; prefer --secret-file".to_owned());
-        Ok(vec![check_secret("--secret", secret.clone().into_bytes())?])
+        if let Some(Typed(secret)) = &self.secret {
+            warnings.push("--secret can be seen in `ps` until it is wiped; prefer --secret-file".to_owned());
+            return Ok(vec![check_secret("--secret", secret.clone().into_bytes())?]);
+        }
+        file.secret.iter().map(|Typed(secret)| check_secret("`secret`", secret.clone().into_bytes())).collect()
     }
 }
 
@@ -446,17 +462,16 @@ macro_rules! from_text_or_number {
 from_text_or_number!(Workers, Span);
 
 /// A list, or its only element.
-fn one_or_many<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Either<T> {
-        One(T),
-        Many(Vec<T>),
-    }
-    Ok(match Either::deserialize(deserializer)? {
-        Either::One(one) => vec![one],
-        Either::Many(many) => many,
-    })
+fn one_or_many<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    let values = match toml::Value::deserialize(deserializer)? {
+        toml::Value::Array(values) => values,
+        value => vec![value],
+    };
+    values.into_iter().map(|value| value.try_into().map_err(|error: toml::de::Error| custom(error.message()))).collect()
+}
+
+fn custom<E: serde::de::Error>(message: &str) -> E {
+    E::custom(message)
 }
 
 /// The keys a file may have: the long names of the flags.
@@ -469,6 +484,23 @@ fn keys() -> Vec<String> {
     let command = All::command();
     let names = command.get_arguments().filter_map(|argument| argument.get_long().map(str::to_owned));
     names.filter(|name| name != "config" && name != "help").collect()
+}
+
+/// How a value of `name` may look.
+#[must_use]
+pub fn example(name: &str) -> String {
+    let value = match name {
+        "addr" => "0.0.0.0:9000",
+        "allow" | "deny" => "10.0.0.0/8:1024-65535",
+        "workers" => "auto",
+        "drain" | "timeout" | "idle-timeout" | "handshake-timeout" | "half-closed-timeout" => "30s",
+        "buffer" => "16384",
+        "max-connections" => "10000",
+        "retry" => "2",
+        "reuse" => "true",
+        _ => return "see `gateway run --help`".to_owned(),
+    };
+    format!("for example {value}")
 }
 
 /// The known key that looks most like `name`.

@@ -80,7 +80,8 @@ fn a_line_never_leads_back_through_either_family_of_a_dual_stack_socket() {
     let Ok(reserved) = TcpListener::bind("[::]:0") else { return skip(test, "needs IPv6") };
     let port = reserved.local_addr().expect("it is bound").port();
     drop(reserved);
-    let (v4, v6): (SocketAddr, SocketAddr) = (([127, 0, 0, 1], port).into(), (std::net::Ipv6Addr::LOCALHOST, port).into());
+    let (v4, v6): (SocketAddr, SocketAddr) =
+        (([127, 0, 0, 1], port).into(), (std::net::Ipv6Addr::LOCALHOST, port).into());
     let _systemd = Activated::start(&format!("[::]:{port}"), v6);
     let backend = echo_backend().to_string();
     for from in [v4, v6] {

@@ -39,7 +39,7 @@ pub(super) fn run(mut form: Form) -> Result<(), Failure> {
         ("log-format", format!("{:?}", daemon.log.format).to_lowercase()),
     ];
     for (key, value) in rows {
-        println!("{key} = {value}");
+        super::print(format_args!("{key} = {value}"))?;
     }
     for warning in warnings {
         eprintln!("warning: {warning}");

@@ -29,8 +29,7 @@ pub(super) struct Decrypt {
 impl Encrypt {
     pub(super) fn run(self) -> Result<(), Failure> {
         let keys = keyring(self.secrets)?;
-        println!("{}", seal(&keys, &self.target, self.digest)?);
-        Ok(())
+        super::print(seal(&keys, &self.target, self.digest)?)
     }
 }
 
@@ -45,15 +44,14 @@ impl Decrypt {
     pub(super) fn run(self) -> Result<(), Failure> {
         let keys = keyring(self.secrets)?;
         if let Some(token) = &self.token {
-            println!("{}", keys.open(token.as_bytes()).map_err(unopened)?);
-            return Ok(());
+            return super::print(keys.open(token.as_bytes()).map_err(unopened)?);
         }
         let mut token = String::new();
         for line in std::io::stdin().lines() {
             token.push_str(line?.trim_end());
             match keys.open(token.as_bytes()) {
                 Ok(target) => {
-                    println!("{target}");
+                    super::print(target)?;
                     token.clear();
                 }
                 Err(_) if token.len().is_multiple_of(WRAP_COLUMNS) && token.len() < LINE_BYTES_MAX => {} // may go on in the next line

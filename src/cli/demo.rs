@@ -31,6 +31,11 @@ pub(super) struct Demo {
     engine: engine::Choice,
 }
 
+/// Prints a line, or ends the demo when nobody reads any more.
+macro_rules! say {
+    ($($line:tt)*) => { super::print(format_args!($($line)*))? };
+}
+
 /// Players of the live figures, and the pause between two messages of one: as a game would, 30 times a second.
 const PLAYERS: usize = 4;
 const MESSAGE_PAUSE: Duration = Duration::from_millis(33);
@@ -59,6 +64,9 @@ impl Demo {
                 let _ = ready.send(addresses[0]);
             });
             let (shown, ended) = tokio::join!(show, daemon);
+            if std::io::stdout().is_terminal() {
+                say!(""); // the prompt goes below the figures
+            }
             shown.and(ended.map_err(Failure::from))
         })
     }
@@ -84,27 +92,27 @@ impl Demo {
         let token = crypt::seal(&keys, &Target::Address(backend), Digest::Sha256)?;
         let (engine, _) = engine::probe(self.engine)?;
         let secret = room.secret.display();
-        println!("gateway demo: a game, a gateway and players, all on this machine. Ctrl-C ends it.\n");
-        println!("backend   {backend}   an echo server plays the game");
-        println!("gateway   {gateway}   engine {engine}\n");
-        println!("The login server makes a line that names the backend; plain openssl will do:");
-        println!("  printf %s {backend} | openssl enc -aes-256-cbc -salt -a -A -md sha256 -pass file:{secret}\n");
+        say!("gateway demo: a game, a gateway and players, all on this machine. Ctrl-C ends it.\n");
+        say!("backend   {backend}   an echo server plays the game");
+        say!("gateway   {gateway}   engine {engine}\n");
+        say!("The login server makes a line that names the backend; plain openssl will do:");
+        say!("  printf %s {backend} | openssl enc -aes-256-cbc -salt -a -A -md sha256 -pass file:{secret}\n");
         let mut client = TcpStream::connect(gateway).await?;
         client.set_nodelay(true)?;
-        println!("line      {token}");
+        say!("line      {token}");
         let answer = join(&mut client, &token).await?;
-        println!("answer    {answer}");
-        println!("sent      {GREETING}");
+        say!("answer    {answer}");
+        say!("sent      {GREETING}");
         client.write_all(GREETING.as_bytes()).await?;
         let mut echo = vec![0; GREETING.len()];
         client.read_exact(&mut echo).await?;
-        println!("echo      {}\n", String::from_utf8_lossy(&echo));
-        println!("Play yourself, from another terminal:");
-        println!("  (printf '%s\\n' {token}; cat) | nc {} {}\n", gateway.ip(), gateway.port());
-        println!(
+        say!("echo      {}\n", String::from_utf8_lossy(&echo));
+        say!("Play yourself, from another terminal:");
+        say!("  (printf '%s\\n' {token}; cat) | nc {} {}\n", gateway.ip(), gateway.port());
+        say!(
             "Next: `gateway secret > secret`, `gateway run --secret-file secret --addr 0.0.0.0:9000`, and the README.\n"
         );
-        println!("{PLAYERS} players, {} messages a second each, live:", 1000 / MESSAGE_PAUSE.as_millis());
+        say!("{PLAYERS} players, {} messages a second each, live:", 1000 / MESSAGE_PAUSE.as_millis());
         drop(client);
         live(gateway, token).await
     }

@@ -72,13 +72,13 @@ impl From<supervisor::Error> for Failure {
             Error::PidFile { path, problem } => Self::new(
                 Code::Configuration,
                 format!("cannot use the pid file {}: {problem}", path.display()),
-                "remove that file if it is of no use, or name another one with --pid-file",
+                "name a file of its own with --pid-file, in a directory that may be written to",
             ),
             Error::Engine(error) => Self::new(
                 Code::HostLacks,
                 format!("this host refuses io_uring (io_uring_setup: {error})"),
                 "look at `sysctl kernel.io_uring_disabled` and at the seccomp profile of the container, or use --engine epoll; \
-                 Linux 5.19 is needed",
+                 Linux 5.19 or later is needed",
             ),
             Error::WorkerStart(status) => {
                 Self::new(Code::RunTime, format!("a worker ended at its start ({status})"), "the log above says why")
@@ -98,32 +98,37 @@ impl From<clap::Error> for Failure {
     fn from(error: clap::Error) -> Self {
         let text = |kind| match error.get(kind) {
             Some(ContextValue::String(text)) => Some(text.clone()),
-            Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
+            Some(ContextValue::Strings(texts)) => texts.last().cloned(),
             _ => None,
         };
-        let argument = text(ContextKind::InvalidArg).unwrap_or_default();
-        let value = text(ContextKind::InvalidValue).unwrap_or_default();
-        let suggestion = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand, ContextKind::SuggestedValue]
-            .into_iter()
-            .find_map(text);
+        let some = |kind| text(kind).filter(|text| !text.is_empty());
         let reason = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-        let message = match error.kind() {
-            ErrorKind::UnknownArgument => format!("unknown argument '{argument}'"),
-            ErrorKind::InvalidSubcommand => {
-                format!("unknown verb '{}'", text(ContextKind::InvalidSubcommand).unwrap_or_default())
-            }
-            ErrorKind::InvalidValue if value.is_empty() => format!("'{argument}' needs a value"),
-            ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
+        let first_line =
+            || error.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        let argument = some(ContextKind::InvalidArg);
+        let message = match (error.kind(), &argument, some(ContextKind::InvalidValue)) {
+            (ErrorKind::UnknownArgument, Some(argument), _) => format!("unknown argument '{argument}'"),
+            (ErrorKind::InvalidSubcommand, ..) => match some(ContextKind::InvalidSubcommand) {
+                Some(verb) => format!("unknown verb '{verb}'"),
+                None => first_line(),
+            },
+            (ErrorKind::InvalidValue, Some(argument), None) => format!("'{argument}' needs a value"),
+            (ErrorKind::InvalidValue | ErrorKind::ValueValidation, Some(argument), Some(value)) => {
                 format!("'{value}' will not do for '{argument}'{reason}")
             }
-            ErrorKind::MissingRequiredArgument => format!("missing {argument}"),
-            ErrorKind::ArgumentConflict => {
-                format!("'{argument}' cannot stand beside {}", text(ContextKind::PriorArg).unwrap_or_default())
-            }
-            _ => error.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned(),
+            _ => first_line(),
         };
-        let valid = text(ContextKind::ValidValue).map(|values| format!("possible values: {values}"));
-        let hint = suggestion.map(|suggestion| format!("did you mean '{suggestion}'?")).or(valid);
+        let suggestions = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand, ContextKind::SuggestedValue];
+        let suggestion = suggestions.into_iter().find_map(some).map(|nearest| format!("did you mean '{nearest}'?"));
+        let valid = match error.get(ContextKind::ValidValue) {
+            Some(ContextValue::Strings(values)) if !values.is_empty() => {
+                Some(format!("possible values: {}", values.join(", ")))
+            }
+            _ => None,
+        };
+        let flag = argument.as_deref().and_then(|argument| argument.strip_prefix("--"));
+        let example = flag.map(|flag| config::example(flag.split([' ', '=', '[']).next().unwrap_or(flag)));
+        let hint = suggestion.or(valid).or(example);
         Self::new(Code::Usage, message, hint.unwrap_or_else(|| "see `gateway --help`, or `gateway VERB --help`".into()))
     }
 }

@@ -8,6 +8,7 @@ mod failure;
 mod run;
 mod secret;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -44,6 +45,11 @@ enum Verb {
     /// What the supervisor starts
     #[command(hide = true)]
     Worker,
+}
+
+/// Prints a line of results. A full disk or a reader who has gone is an error, not a panic.
+fn print(line: impl std::fmt::Display) -> Result<(), Failure> {
+    Ok(writeln!(std::io::stdout(), "{line}")?)
 }
 
 #[must_use]

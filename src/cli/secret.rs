@@ -9,8 +9,7 @@ use super::Failure;
 const SECRET_BYTES: usize = 24;
 
 pub(super) fn run() -> Result<(), Failure> {
-    println!("{}", random_secret()?);
-    Ok(())
+    super::print(random_secret()?)
 }
 
 /// Letters, digits, `-` and `_`: safe in shells, files and environments.

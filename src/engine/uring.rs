@@ -144,9 +144,9 @@ impl Uring {
 
 fn build(kind: Kind, submissions: u32, completions: u32) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
-    builder.setup_single_issuer().setup_taskrun_flag().setup_cqsize(completions).setup_clamp();
+    builder.setup_taskrun_flag().setup_cqsize(completions).setup_clamp();
     match kind {
-        Kind::UringDeferred => builder.setup_defer_taskrun(),
+        Kind::UringDeferred => builder.setup_single_issuer().setup_defer_taskrun(),
         _ => builder.setup_coop_taskrun(),
     };
     builder.build(submissions)

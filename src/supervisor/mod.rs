@@ -152,7 +152,7 @@ pub async fn supervise(
             joined = keepers.join_next() => if joined.is_none() { break },
             signal = signals.next() => match (signal, life) {
                 (Told::Drain, Life::Run) => {
-                    tracing::info!("draining: no new connections, running games go on");
+                    tracing::info!("draining: no new connections, running games go on; a second signal stops them");
                     notify(&[NotifyState::Stopping]);
                     stop_at = drain.map(|time| clock::now() + time);
                     set_life(Life::Drain);
