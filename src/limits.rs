@@ -92,9 +92,6 @@ pub const RULES_MAX: usize = 1024;
 /// The longest message between supervisor and worker, bytes; the kernel's default bound for one is 212,992.
 pub const MESSAGE_BYTES_MAX: usize = 192 * 1024;
 
-/// Turns of the data plane before the runtime has one: under load, asking it costs more than a turn with few events.
-pub const TURNS_MAX: usize = 16;
-
 /// Time a worker that was told to stop has before it is killed.
 pub const STOP_PATIENCE: Duration = Duration::from_secs(2);
 

@@ -10,9 +10,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::pin::Pin;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixDatagram;
@@ -141,27 +140,27 @@ async fn work(boot: Boot) -> io::Result<()> {
     let _logs = boot.logs;
     let mut control = Control::new(boot.control)?;
     let (names, mut found) = Names::new();
-    let engine = Engine::new(boot.engine, 2 * boot.settings.connections_max)?;
-    let doorbell = engine.doorbell()?;
+    let engine = Engine::new(boot.engine, 2 * boot.settings.connections_max, sys::process::poll_set()?)?;
     let mut tcp = Tcp::new(engine, boot.listeners, names, boot.keys, boot.settings)?;
-    tcp.turn()?; // arms the listeners
+    tcp.turn(Duration::ZERO)?; // sets the watches
     control.report_ready().await?;
 
     // A terminal's Ctrl-C and a service manager's TERM reach workers too; what they mean, the supervisor decides.
     let _heard = [SignalKind::interrupt(), SignalKind::hangup(), SignalKind::terminate()].map(signal);
-    let mut heartbeat = tokio::time::interval(limits::HEARTBEAT);
-    let mut alarm = Alarm::new();
+    let mut next_beat = sys::clock::now();
     let mut draining = false;
     loop {
-        let mut busy = true;
-        for _ in 0..limits::TURNS_MAX {
-            busy = tcp.turn()?;
-            if !busy {
-                break;
-            }
+        // The thread waits in here, and leaves for the runtime when that has something to do.
+        let mut now = sys::clock::now();
+        while now < next_beat && !tcp.turn(next_beat - now)? && !(draining && tcp.connections() == 0) {
+            now = sys::clock::now();
         }
         if draining && tcp.connections() == 0 {
             return Ok(()); // closes the listeners and the ring before the process ends
+        }
+        if next_beat <= now {
+            control.report(Report::Beat { connections: tcp.connections() });
+            next_beat = now + limits::HEARTBEAT;
         }
         tokio::select! {
             biased;
@@ -178,11 +177,8 @@ async fn work(boot: Boot) -> io::Result<()> {
                     tcp.drain();
                 }
             },
-            _ = heartbeat.tick() => control.report(Report::Beat { connections: tcp.connections() }),
             Some(found) = found.recv() => tcp.handle_found(found),
-            () = alarm.ring_at(tcp.deadline()) => {}
-            () = tokio::task::yield_now(), if busy => {}
-            rung = doorbell.rung(), if !busy => rung?,
+            () = tokio::task::yield_now() => {} // the runtime looks at its poll set, and runs its tasks
         }
     }
 }
@@ -230,28 +226,6 @@ impl Control {
     fn report(&self, report: Report) {
         let message = serde_json::to_vec(&report).unwrap_or_default();
         let _ = self.socket.try_send(&message);
-    }
-}
-
-/// One timer for all deadlines. Setting it costs more than ringing early, so it is moved only to earlier times.
-struct Alarm {
-    sleep: Pin<Box<tokio::time::Sleep>>,
-    set: Option<Instant>,
-}
-
-impl Alarm {
-    fn new() -> Self {
-        Self { sleep: Box::pin(tokio::time::sleep(limits::HEARTBEAT)), set: None }
-    }
-
-    async fn ring_at(&mut self, deadline: Option<Instant>) {
-        let Some(deadline) = deadline else { return std::future::pending().await };
-        if self.set.is_none_or(|set| deadline < set) {
-            self.sleep.as_mut().reset(deadline.into());
-            self.set = Some(deadline);
-        }
-        self.sleep.as_mut().await;
-        self.set = None;
     }
 }
 

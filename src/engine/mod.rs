@@ -4,8 +4,9 @@
 //! written with plain non-blocking calls until they say that they would block. Two engines do this alike: a ring with
 //! multishot polls (`uring`) and its twin on epoll (`epoll`) for hosts that refuse rings. [`probe`] chooses.
 //!
-//! The engine sits inside a runtime that does everything of low rate. Its [`Doorbell`] tells the runtime that there is
-//! something to [`Engine::poll`]. Deliberately absent: what a socket is for. A [`Token`] is the caller's business.
+//! The thread has a runtime too, which does everything of low rate, but it waits here: [`Engine::wait`] also ends when the
+//! runtime has something to do. (The other way round, a doorbell of the engine in the runtime's poll set, cost a lone message
+//! eight more system calls.) Deliberately absent: what a socket is for. A [`Token`] is the caller's business.
 
 mod epoll;
 mod pipes;
@@ -13,9 +14,8 @@ mod pump;
 mod uring;
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
-
-use tokio::io::unix::AsyncFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use epoll::Epoll;
 pub use pipes::Pipes;
@@ -58,6 +58,8 @@ pub enum Event {
     Ready(Token, Readiness),
     /// The watch has ended by itself and must be set again: the engine was overrun.
     Disarmed(Token),
+    /// The runtime has something to do.
+    Runtime,
 }
 
 /// What has changed on a socket. Edge-triggered: it is not told again before the socket has said that it would block.
@@ -145,7 +147,10 @@ pub fn probe(choice: Choice) -> io::Result<(Kind, Option<io::Error>)> {
 }
 
 #[derive(Debug)]
-pub struct Engine(Twin);
+pub struct Engine {
+    twin: Twin,
+    runtime: OwnedFd,
+}
 
 #[derive(Debug)]
 enum Twin {
@@ -154,27 +159,19 @@ enum Twin {
 }
 
 impl Engine {
-    /// An engine for about `sockets` watched sockets; more are allowed and cost a little.
+    /// An engine for about `sockets` watched sockets; more are allowed and cost a little. `runtime` is what the runtime of this
+    /// thread waits on, see [`crate::sys::process::poll_set`].
     ///
     /// # Errors
     /// `EMFILE`, `ENOMEM`, or the refusal of a host that has changed its mind since the probe.
-    pub fn new(kind: Kind, sockets: usize) -> io::Result<Self> {
-        Ok(Self(match kind {
+    pub fn new(kind: Kind, sockets: usize, runtime: OwnedFd) -> io::Result<Self> {
+        let twin = match kind {
             Kind::Epoll => Twin::Epoll(Epoll::new()?),
             ring => Twin::Uring(Box::new(Uring::new(ring, sockets)?)),
-        }))
-    }
-
-    /// What the runtime waits on.
-    ///
-    /// # Errors
-    /// `EMFILE`; or there is no runtime.
-    pub fn doorbell(&self) -> io::Result<Doorbell> {
-        let fd = match &self.0 {
-            Twin::Uring(uring) => uring.bell(),
-            Twin::Epoll(epoll) => epoll.bell(),
         };
-        Doorbell::new(fd.try_clone_to_owned()?)
+        let mut engine = Self { twin, runtime };
+        engine.watch_runtime()?;
+        Ok(engine)
     }
 
     /// Watches a socket from now on. What it is ready for at this moment is told too.
@@ -182,59 +179,55 @@ impl Engine {
     /// # Errors
     /// `ENOMEM`, `ENOSPC`: the socket is not watched.
     pub fn watch(&mut self, socket: BorrowedFd<'_>, token: Token) -> io::Result<()> {
-        match &mut self.0 {
-            Twin::Uring(uring) => uring.watch(socket, token),
-            Twin::Epoll(epoll) => epoll.watch(socket, token),
-        }
+        self.twin.watch(socket, token)
     }
 
     /// Ends the watch and closes the socket.
     pub fn forget(&mut self, socket: OwnedFd, token: Token) {
-        match &mut self.0 {
+        match &mut self.twin {
             Twin::Uring(uring) => uring.forget(socket, token),
             Twin::Epoll(_) => drop(socket), // the last descriptor takes its watch with it
         }
     }
 
-    /// Adds what has happened to `events`, without waiting.
+    /// Adds what has happened to `events`. When nothing has, waits for something, at most for `patience`; zero does not wait.
     ///
     /// # Errors
     /// None that a running engine is known to meet; the worker cannot go on.
-    pub fn poll(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
-        match &mut self.0 {
-            Twin::Uring(uring) => uring.poll(events),
-            Twin::Epoll(epoll) => epoll.poll(events),
+    pub fn wait(&mut self, patience: Duration, events: &mut Vec<Event>) -> io::Result<()> {
+        match &mut self.twin {
+            Twin::Uring(uring) => uring.wait(patience, events),
+            Twin::Epoll(epoll) => epoll.wait(patience, events),
+        }?;
+        for event in events {
+            match event {
+                Event::Ready(token, _) if *token == RUNTIME => *event = Event::Runtime,
+                Event::Disarmed(token) if *token == RUNTIME => {
+                    *event = Event::Runtime;
+                    self.watch_runtime()?;
+                }
+                Event::Ready(..) | Event::Disarmed(_) | Event::Runtime => {}
+            }
         }
-    }
-
-    /// Asks for the doorbell before waiting for it. `false`: something has happened already, poll again instead.
-    pub fn prepare_to_wait(&mut self) -> bool {
-        match &mut self.0 {
-            Twin::Uring(uring) => uring.prepare_to_wait(),
-            Twin::Epoll(_) => true, // the bell is the poll set itself
-        }
-    }
-}
-
-/// Rings when the engine has something to tell.
-#[derive(Debug)]
-pub struct Doorbell(AsyncFd<OwnedFd>);
-
-impl Doorbell {
-    fn new(fd: OwnedFd) -> io::Result<Self> {
-        // SAFETY: the descriptor is owned by the AsyncFd, and nothing replaces it before the AsyncFd is dropped.
-        Ok(Self(unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) }?))
-    }
-
-    /// Waits for the next ring. Nothing is read from the descriptor: the runtime watches it edge-triggered.
-    ///
-    /// # Errors
-    /// When the runtime is shutting down.
-    pub async fn rung(&self) -> io::Result<()> {
-        self.0.readable().await?.clear_ready();
         Ok(())
     }
+
+    fn watch_runtime(&mut self) -> io::Result<()> {
+        self.twin.watch(self.runtime.as_fd(), RUNTIME)
+    }
 }
+
+impl Twin {
+    fn watch(&mut self, socket: BorrowedFd<'_>, token: Token) -> io::Result<()> {
+        match self {
+            Self::Uring(uring) => uring.watch(socket, token),
+            Self::Epoll(epoll) => epoll.watch(socket, token),
+        }
+    }
+}
+
+/// No socket has the last generation of the last slot.
+const RUNTIME: Token = Token { slot: u32::MAX, generation: Token::GENERATION_MASK, role: 0 };
 
 #[cfg(test)]
 mod tests {

@@ -5,15 +5,14 @@
 //!   is removed, and callers end or reset a socket themselves before they let it go.
 //! * Removing a poll that is firing at that moment answers EALREADY: it is removed again.
 //! * A multishot request whose completion found no room ends, which its missing MORE flag tells: it is armed again.
-//! * With DEFER_TASKRUN nothing happens outside our own `io_uring_enter`, and the eventfd is signalled when the first piece of
-//!   work is queued, unless notifications are off. They are on only while the worker waits.
+//! * With DEFER_TASKRUN nothing happens outside our own `io_uring_enter`; a flag in the ring says when there is work for one.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use io_uring::squeue::Flags;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{Event, Kind, Readiness, Token};
 
@@ -32,7 +31,6 @@ const OP_MASK: u64 = 15;
 
 pub(super) struct Uring {
     ring: IoUring,
-    bell: EventFd,
 }
 
 impl std::fmt::Debug for Uring {
@@ -49,14 +47,7 @@ impl Uring {
 
     pub(super) fn new(kind: Kind, sockets: usize) -> io::Result<Self> {
         let completions = u32::try_from(2 * sockets).unwrap_or(u32::MAX).clamp(COMPLETIONS_MIN, COMPLETIONS_MAX);
-        let ring = build(kind, SUBMISSIONS, completions.next_power_of_two())?;
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        ring.submitter().register_eventfd(bell.as_fd().as_raw_fd())?;
-        Ok(Self { ring, bell })
-    }
-
-    pub(super) fn bell(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
+        Ok(Self { ring: build(kind, SUBMISSIONS, completions.next_power_of_two())? })
     }
 
     pub(super) fn watch(&mut self, socket: BorrowedFd<'_>, token: Token) -> io::Result<()> {
@@ -77,8 +68,13 @@ impl Uring {
         }
     }
 
-    pub(super) fn poll(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
-        self.enter()?;
+    pub(super) fn wait(&mut self, patience: Duration, events: &mut Vec<Event>) -> io::Result<()> {
+        if patience.is_zero() || !self.ring.completion().is_empty() {
+            tolerate(self.ring.submit())?;
+        } else {
+            let patience = types::Timespec::from(patience);
+            tolerate(self.ring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&patience)))?;
+        }
         loop {
             let Some(completion) = self.ring.completion().next() else { return Ok(()) };
             self.complete(&completion, events);
@@ -103,28 +99,6 @@ impl Uring {
         }
     }
 
-    pub(super) fn prepare_to_wait(&mut self) -> bool {
-        self.ring.completion().enable_eventfd();
-        // Work queued before that has not rung the bell; the kernel sets this flag before it looks whether to ring.
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        if self.ring.submission().is_empty() && !self.ring.submission().taskrun() && self.ring.completion().is_empty() {
-            return true;
-        }
-        self.ring.completion().disable_eventfd();
-        false
-    }
-
-    /// Submits what is queued and runs the work that has come due, if there is any.
-    fn enter(&mut self) -> io::Result<()> {
-        self.ring.completion().disable_eventfd();
-        match self.ring.submit() {
-            // EBUSY: completions must be taken first, which is what comes next. EAGAIN: short of memory, tried next turn.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => Ok(()),
-            Err(error) => Err(error),
-            Ok(_) => Ok(()),
-        }
-    }
-
     fn push(&mut self, request: squeue::Entry) -> io::Result<()> {
         loop {
             // SAFETY: none of our requests names memory, and the descriptor is open now: the kernel takes its own reference
@@ -134,11 +108,22 @@ impl Uring {
                 return Ok(());
             }
             let before = self.ring.submission().len();
-            self.enter()?;
+            tolerate(self.ring.submit())?;
             if self.ring.submission().len() == before {
                 return Err(io::Error::from_raw_os_error(libc::EBUSY));
             }
         }
+    }
+}
+
+/// Errors that pass. EBUSY: completions must be taken first, which is what comes next. EAGAIN: short of memory, tried next
+/// turn. ETIME: nothing happened.
+fn tolerate(entered: io::Result<usize>) -> io::Result<()> {
+    match entered {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN | libc::ETIME)) => {
+            Ok(())
+        }
+        other => other.map(drop),
     }
 }
 

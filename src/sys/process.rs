@@ -1,7 +1,7 @@
 //! Processes: names, limits, and what must not leave one.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -87,6 +87,27 @@ fn in_start_block(field: usize, keep: impl Fn(&[u8]) -> usize) -> io::Result<()>
 pub fn is_running(pid: i32, name: &str) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_end() == name)
 }
+
+/// The epoll set of this process with the lowest number: that of its runtime, when asked before anybody has made another one.
+/// The runtime does not hand it out; the kernel tells it apart by what it answers to a change of something it does not watch.
+///
+/// # Errors
+/// `ENOENT` when there is none.
+pub fn poll_set() -> io::Result<OwnedFd> {
+    let stranger = nix::sys::eventfd::EventFd::new()?;
+    let number = (3..POLL_SET_MAX).find(|number| {
+        let mut event = libc::epoll_event { events: 0, u64: 0 };
+        // SAFETY: `event` outlives the call, which changes nothing: the set does not know this descriptor.
+        let answer = unsafe { libc::epoll_ctl(*number, libc::EPOLL_CTL_MOD, stranger.as_raw_fd(), &raw mut event) };
+        answer == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::ENOENT)
+    });
+    let number = number.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
+    // SAFETY: it was open a moment ago, and this thread has closed nothing since; the borrow ends with this line.
+    unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned()
+}
+
+/// A runtime is among the first things a process opens.
+const POLL_SET_MAX: RawFd = 256;
 
 /// Number of processors this process may use.
 #[must_use]

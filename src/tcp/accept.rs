@@ -51,11 +51,10 @@ impl Doors {
         self.listeners.iter().try_for_each(|listener| engine.watch(listener.socket.as_fd(), listener.token))
     }
 
-    pub(super) fn note(&mut self, event: &Event, engine: &mut Engine) {
-        let (Event::Ready(token, _) | Event::Disarmed(token)) = event;
-        let Some(listener) = self.listeners.iter_mut().find(|listener| listener.token == *token) else { return };
+    pub(super) fn note(&mut self, event: Event, token: Token, engine: &mut Engine) {
+        let Some(listener) = self.listeners.iter_mut().find(|listener| listener.token == token) else { return };
         match event {
-            Event::Ready(..) => listener.ready = true,
+            Event::Ready(..) | Event::Runtime => listener.ready = true,
             Event::Disarmed(_) => {
                 if let Err(error) = engine.watch(listener.socket.as_fd(), listener.token) {
                     tracing::error!(%error, "a listener is not watched any more");

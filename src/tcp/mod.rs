@@ -59,6 +59,8 @@ pub struct Tcp {
     /// Connections that spent their budget and go on in the next turn, each once.
     unfinished: Vec<Key>,
     doors: Doors,
+    /// More may be waiting at the doors than one turn lets in.
+    crowded: bool,
     events: Vec<Event>,
     context: Context,
 }
@@ -192,6 +194,7 @@ impl Tcp {
             connections: Slab::new(),
             unfinished: Vec::new(),
             doors: Doors::new(listeners),
+            crowded: false,
             events: Vec::new(),
             context,
         };
@@ -228,18 +231,24 @@ impl Tcp {
         self.context.settings = settings;
     }
 
-    /// One turn: events, deadlines, unfinished business. Returns true when there is more to do at once.
+    /// One turn: waits for something to happen, at most for `patience`, and deals with it, with deadlines and with unfinished
+    /// business. Returns true when the runtime has something to do.
     ///
     /// # Errors
     /// When the engine fails; the worker cannot go on.
-    pub fn turn(&mut self) -> io::Result<bool> {
-        self.context.now = sys::clock::now();
+    pub fn turn(&mut self, patience: Duration) -> io::Result<bool> {
         let unfinished = std::mem::take(&mut self.unfinished);
         let mut events = std::mem::take(&mut self.events);
-        self.context.engine.poll(&mut events)?;
-        let busy = !events.is_empty();
+        let patience =
+            if unfinished.is_empty() && !self.crowded { self.until_deadline(patience) } else { Duration::ZERO };
+        self.context.engine.wait(patience, &mut events)?;
+        self.context.now = sys::clock::now();
+        let mut runtime = false;
         for event in events.drain(..) {
-            self.handle_event(event);
+            match event {
+                Event::Runtime => runtime = true,
+                Event::Ready(token, _) | Event::Disarmed(token) => self.handle_event(event, token),
+            }
         }
         self.events = events;
         while let Some(slot) = self.context.timers.pop_expired(self.context.now) {
@@ -254,18 +263,20 @@ impl Tcp {
                 self.advance(key.slot);
             }
         }
-        let waiting = self.admit();
-        Ok(busy || waiting || !self.unfinished.is_empty() || !self.context.engine.prepare_to_wait())
+        self.crowded = self.admit();
+        Ok(runtime || self.context.names.asking())
     }
 
-    /// When [`Self::turn`] must be called at the latest.
-    #[must_use]
-    pub fn deadline(&self) -> Option<Instant> {
-        self.context.timers.next_deadline().into_iter().chain(self.doors.deadline()).min()
+    /// How long nothing needs to be done, at most `patience`.
+    fn until_deadline(&self, patience: Duration) -> Duration {
+        let earliest = self.context.timers.next_deadline().into_iter().chain(self.doors.deadline()).min();
+        let patience = if self.context.names.asking() { patience.min(names::RUNTIME_PAUSE) } else { patience };
+        earliest.map_or(patience, |at| at.saturating_duration_since(sys::clock::now()).min(patience))
     }
 
     /// The answer to a question for an address.
     pub fn handle_found(&mut self, found: Found) {
+        self.context.names.note_answer();
         if self.knows(found.key)
             && let State::Dial(dial) = &mut self.connections[found.key.slot as usize].state
         {
@@ -274,10 +285,9 @@ impl Tcp {
         }
     }
 
-    fn handle_event(&mut self, event: Event) {
-        let (Event::Ready(token, _) | Event::Disarmed(token)) = event;
+    fn handle_event(&mut self, event: Event, token: Token) {
         if token.slot == accept::SLOT {
-            return self.doors.note(&event, &mut self.context.engine);
+            return self.doors.note(event, token, &mut self.context.engine);
         }
         let Some(connection) = self.connections.get_mut(token.slot as usize) else { return };
         match event {
@@ -287,6 +297,7 @@ impl Tcp {
                 }
             }
             Event::Disarmed(_) => connection.watch_again(token, &mut self.context.engine),
+            Event::Runtime => {}
         }
     }
 

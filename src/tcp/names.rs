@@ -5,6 +5,8 @@ use std::cell::RefCell;
 use std::fs;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
 use hickory_resolver::config::{ResolveHosts, ResolverConfig};
@@ -28,6 +30,9 @@ const LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// questions for IPv6 must not cost a player the connect time-out.
 const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
 
+/// While a question is under way, the runtime has a turn so often, for the timers that only it knows.
+pub(super) const RUNTIME_PAUSE: Duration = Duration::from_millis(5);
+
 const FAMILIES: [RecordType; 2] = [RecordType::A, RecordType::AAAA];
 
 /// The answer to one question. No address: there is none, or nobody could tell.
@@ -40,6 +45,8 @@ pub struct Found {
 pub struct Names {
     answers: mpsc::UnboundedSender<Found>, // one question a connection: as bounded as those are
     sources: RefCell<Option<Sources>>,
+    /// Questions under way, and answers that nobody has taken yet.
+    asked: Arc<AtomicUsize>,
 }
 
 /// What the files say.
@@ -62,11 +69,12 @@ impl Names {
     #[must_use]
     pub fn new() -> (Self, mpsc::UnboundedReceiver<Found>) {
         let (answers, found) = mpsc::unbounded_channel();
-        (Self { answers, sources: RefCell::default() }, found)
+        (Self { answers, sources: RefCell::default(), asked: Arc::default() }, found)
     }
 
     /// Asks for the addresses of `host`. Whoever asked may be gone when the answer comes; after `within` none comes.
     pub(super) fn ask(&self, key: Key, host: &str, within: Duration) {
+        self.asked.fetch_add(1, Relaxed);
         let answer = move |addresses| Found { key, addresses };
         // Failures to send: nobody listens when the worker ends.
         let (Ok(name), Ok(sources)) = (Name::from_ascii(host), self.sources()) else {
@@ -78,12 +86,22 @@ impl Names {
             let _ = self.answers.send(answer(addresses));
             return;
         }
-        let answers = self.answers.clone();
+        let (answers, asked) = (self.answers.clone(), self.asked.clone());
         tokio::spawn(async move {
-            if let Ok(addresses) = tokio::time::timeout(within, ask_servers(sources.servers, name)).await {
-                let _ = answers.send(answer(addresses));
+            match tokio::time::timeout(within, ask_servers(sources.servers, name)).await {
+                Ok(addresses) => drop(answers.send(answer(addresses))),
+                Err(_too_slow) => drop(asked.fetch_sub(1, Relaxed)),
             }
         });
+    }
+
+    pub(super) fn note_answer(&self) {
+        self.asked.fetch_sub(1, Relaxed);
+    }
+
+    /// True while the runtime has a question under way, so that its tasks and timers need turns.
+    pub(super) fn asking(&self) -> bool {
+        self.asked.load(Relaxed) > 0
     }
 
     fn sources(&self) -> Result<Sources, NetError> {
