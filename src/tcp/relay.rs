@@ -140,6 +140,7 @@ impl Flow {
                 Outcome::Ended if source.broken => return Flown::Failed,
                 Outcome::Ended => {
                     self.ended = true;
+                    source.ready.readable = false;
                     // Fails only when the sink is gone, which its other direction finds out.
                     let _ = socket::end(to);
                 }
