@@ -299,9 +299,9 @@ on_both_engines! {
             });
 
             // The same when nothing moves any more: here nobody but the reader is told of the reset.
-            if i < 10 {
+            if i % 10 == 0 {
                 let (client, mut backend) = game(&gateway);
-                fill(&client, &text);
+                fill_the_way(&client, &text);
                 backend.write_all(text.part(0, WORDS)).expect("the last words are sent");
                 reset(backend);
                 let (got, end) = receive(&client, &text, 0..usize::MAX);
