@@ -27,8 +27,12 @@ use socket2::{Domain, Socket, Type};
 
 /// What a bulk sender writes at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// Chunks that a bulk sender writes before others have their turn.
-const CHUNKS_A_TURN: usize = 2;
+/// The most chunks that a bulk sender writes before others have their turn, and that all senders together do. With a few
+/// at a time the proxy is fed drop by drop, and what is measured is how often it wakes up; with too many, nobody reads.
+const CHUNKS_MAX: usize = 16;
+const CHUNKS_A_TURN: usize = 1024;
+/// The same beside round trips: their latency must not be that of the load generator's own writing.
+const MIXED_CHUNKS: usize = 2;
 /// The most bytes a bulk sink takes, and the most it discards, at a time.
 const SINK_BYTES: usize = 1024 * 1024;
 /// What an echo reads at a time, and the buffer of the plain relay.
@@ -276,6 +280,7 @@ fn mixed(
     let mut load = route.load(bytes)?;
     load.set_up(Job::Ping, connections)?;
     load.add_streams(streams, direction)?;
+    load.chunks = MIXED_CHUNKS;
     load.start();
     let measured = load.measure(window)?;
     load.finish()?;
@@ -500,6 +505,8 @@ struct Load {
     /// The backend's first so many connections are echoes, the later ones streams.
     echoes: usize,
     direction: Direction,
+    /// Chunks that each bulk sender writes at a time.
+    chunks: usize,
     accepted: usize,
     ready: usize,
     /// Round trips of those that have only one.
@@ -540,6 +547,7 @@ impl Load {
             scratch: vec![0; SINK_BYTES],
             echoes: usize::MAX,
             direction: Direction::Up,
+            chunks: CHUNKS_MAX,
             accepted: 0,
             ready: 0,
             trips: 0,
@@ -590,6 +598,7 @@ impl Load {
         }
         self.echoes = self.accepted;
         self.direction = direction;
+        self.chunks = (CHUNKS_A_TURN / count.max(1)).clamp(1, CHUNKS_MAX);
         self.set_up(Job::Stream, count)
     }
 
@@ -990,7 +999,7 @@ impl Load {
 
     fn stream(&mut self, conn: &mut Conn) -> io::Result<Next> {
         if conn.sends && conn.writable {
-            for _ in 0..CHUNKS_A_TURN {
+            for _ in 0..self.chunks {
                 if try_send(&conn.socket, &self.chunk)?.is_none() {
                     conn.writable = false;
                     break;

@@ -97,4 +97,3 @@ pub const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Addresses a daemon may listen on; their sockets must fit into one message to a worker.
 pub const ADDRESSES_MAX: usize = 32;
-const _: () = assert!(ADDRESSES_MAX <= crate::sys::control::DESCRIPTORS_MAX);

@@ -7,7 +7,10 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::Error;
 use crate::sys::socket;
-use crate::{limits, tcp};
+use crate::{limits, sys, tcp};
+
+// One socket of each address goes to a worker in one message.
+const _: () = assert!(limits::ADDRESSES_MAX <= sys::control::DESCRIPTORS_MAX);
 
 pub(super) struct Listeners {
     pub(super) addresses: Vec<SocketAddr>,

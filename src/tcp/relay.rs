@@ -150,6 +150,7 @@ impl Flow {
                 }
                 Outcome::SinkFailed(_) => {
                     sink.broken = true;
+                    sink.ready.readable = true; // its last words may have arrived untold
                     return Flown::Failed;
                 }
             }
