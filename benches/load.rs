@@ -32,9 +32,10 @@ const CHUNK_BYTES: usize = 64 * 1024;
 const CHUNKS_MAX: usize = 16;
 const CHUNKS_A_TURN: usize = 1024;
 /// The same beside round trips: their latency must not be that of the load generator's own writing.
-const MIXED_CHUNKS: usize = 2;
-/// The most bytes a bulk sink takes, and the most it discards, at a time.
+const MIXED_CHUNKS: usize = 1;
+/// The most bytes a bulk sink takes, and the most it discards, at a time; and beside round trips.
 const SINK_BYTES: usize = 1024 * 1024;
+const MIXED_SINK_BYTES: usize = 64 * 1024;
 /// What an echo reads at a time, and the buffer of the plain relay.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Bytes that one direction of the plain relay moves before others have their turn.
@@ -69,10 +70,8 @@ enum Command {
         route: Route,
         #[command(flatten)]
         window: Window,
-        #[arg(long, default_value_t = 64)]
-        connections: usize,
-        #[arg(long, default_value_t = 64)]
-        bytes: usize,
+        #[command(flatten)]
+        talk: Talk,
     },
     /// Lives of connect, line, one round trip, close
     Churn {
@@ -80,11 +79,8 @@ enum Command {
         route: Route,
         #[command(flatten)]
         window: Window,
-        /// Lives at the same time
-        #[arg(long, default_value_t = 64)]
-        connections: usize,
-        #[arg(long, default_value_t = 64)]
-        bytes: usize,
+        #[command(flatten)]
+        talk: Talk,
     },
     /// Streams as fast as the path takes them
     Bulk {
@@ -103,10 +99,8 @@ enum Command {
         route: Route,
         #[command(flatten)]
         window: Window,
-        #[arg(long, default_value_t = 64)]
-        connections: usize,
-        #[arg(long, default_value_t = 64)]
-        bytes: usize,
+        #[command(flatten)]
+        talk: Talk,
         #[arg(long, default_value_t = 1)]
         streams: usize,
         #[arg(long, value_enum, default_value_t = Direction::Up)]
@@ -144,6 +138,17 @@ enum Command {
         #[arg(long, default_value = "127.0.0.1:0")]
         listen: SocketAddr,
     },
+}
+
+/// Round trips.
+#[derive(Args)]
+struct Talk {
+    /// At the same time
+    #[arg(long, default_value_t = 64)]
+    connections: usize,
+    /// Of each message
+    #[arg(long, default_value_t = 64)]
+    bytes: usize,
 }
 
 /// From the client to the backend.
@@ -211,12 +216,10 @@ fn raise_descriptor_limit() -> io::Result<()> {
 
 fn run(command: Command) -> io::Result<Value> {
     match command {
-        Command::Pingpong { route, window, connections, bytes } => pingpong(&route, &window, connections, bytes),
-        Command::Churn { route, window, connections, bytes } => churn(&route, &window, connections, bytes),
+        Command::Pingpong { route, window, talk } => pingpong(&route, &window, &talk),
+        Command::Churn { route, window, talk } => churn(&route, &window, &talk),
         Command::Bulk { route, window, connections, direction } => bulk(&route, &window, connections, direction),
-        Command::Mixed { route, window, connections, bytes, streams, direction } => {
-            mixed(&route, &window, (connections, bytes), streams, direction)
-        }
+        Command::Mixed { route, window, talk, streams, direction } => mixed(&route, &window, &talk, streams, direction),
         Command::Idle { route, window, connections } => idle(&route, &window, connections),
         Command::Cycles { route, watch, cycles, connections } => cycle(&route, watch, cycles, connections),
         Command::Relay { listen, backend } => Relay::new(listen, backend)?.run(),
@@ -237,23 +240,23 @@ fn announce(address: SocketAddr) -> io::Result<()> {
 
 // ---------------------------------------------------------------------------------------------------------- workloads
 
-fn pingpong(route: &Route, window: &Window, connections: usize, bytes: usize) -> io::Result<Value> {
-    let mut load = route.load(bytes)?;
-    load.set_up(Job::Ping, connections)?;
+fn pingpong(route: &Route, window: &Window, talk: &Talk) -> io::Result<Value> {
+    let mut load = route.load(talk.bytes)?;
+    load.set_up(Job::Ping, talk.connections)?;
     load.start();
     let measured = load.measure(window)?;
     load.finish()?;
-    let parameters = json!({ "connections": connections, "bytes": bytes });
+    let parameters = json!({ "connections": talk.connections, "bytes": talk.bytes });
     Ok(report("pingpong", parameters, &measured, &load, ("round trip", measured.tally.units as f64)))
 }
 
-fn churn(route: &Route, window: &Window, connections: usize, bytes: usize) -> io::Result<Value> {
-    let mut load = route.load(bytes)?;
+fn churn(route: &Route, window: &Window, talk: &Talk) -> io::Result<Value> {
+    let mut load = route.load(talk.bytes)?;
     load.started = true;
-    load.to_open = connections;
+    load.to_open = talk.connections;
     let measured = load.measure(window)?;
     load.finish()?;
-    let parameters = json!({ "connections": connections, "bytes": bytes });
+    let parameters = json!({ "connections": talk.connections, "bytes": talk.bytes });
     Ok(report("churn", parameters, &measured, &load, ("connection", measured.tally.units as f64)))
 }
 
@@ -270,22 +273,18 @@ fn bulk(route: &Route, window: &Window, connections: usize, direction: Direction
     Ok(report)
 }
 
-fn mixed(
-    route: &Route,
-    window: &Window,
-    (connections, bytes): (usize, usize),
-    streams: usize,
-    direction: Direction,
-) -> io::Result<Value> {
-    let mut load = route.load(bytes)?;
-    load.set_up(Job::Ping, connections)?;
+fn mixed(route: &Route, window: &Window, talk: &Talk, streams: usize, direction: Direction) -> io::Result<Value> {
+    let mut load = route.load(talk.bytes)?;
+    load.set_up(Job::Ping, talk.connections)?;
     load.add_streams(streams, direction)?;
     load.chunks = MIXED_CHUNKS;
+    load.scratch.truncate(MIXED_SINK_BYTES);
     load.start();
     let measured = load.measure(window)?;
     load.finish()?;
-    let parameters =
-        json!({ "connections": connections, "bytes": bytes, "streams": streams, "direction": direction.name() });
+    let parameters = json!({
+        "connections": talk.connections, "bytes": talk.bytes, "streams": streams, "direction": direction.name(),
+    });
     Ok(report("mixed", parameters, &measured, &load, ("round trip", measured.tally.units as f64)))
 }
 

@@ -41,6 +41,9 @@ pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 pub const KEEPALIVE_PROBES: u32 = 4;
 
+/// Age at which a game's backend socket gets its keep-alive: most connections that are only tried out never come to it.
+pub const SETTLING: Duration = Duration::from_secs(2);
+
 /// Data that stays unacknowledged, or a window that stays shut, for so long means a dead peer. Long enough for a player
 /// whose machine slept or whose Wi-Fi changed; the kernel's own answer is fifteen minutes.
 pub const USER_TIMEOUT: Duration = Duration::from_secs(120);

@@ -145,8 +145,15 @@ async fn work(boot: Boot) -> io::Result<()> {
     tcp.turn(Duration::ZERO)?; // sets the watches
     control.report_ready().await?;
 
-    // A terminal's Ctrl-C and a service manager's TERM reach workers too; what they mean, the supervisor decides.
-    let _heard = [SignalKind::interrupt(), SignalKind::hangup(), SignalKind::terminate()].map(signal);
+    // What is sent to a whole process group reaches workers too; what it means, the supervisor decides.
+    let _heard = [
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+        SignalKind::terminate(),
+        SignalKind::user_defined1(),
+        SignalKind::user_defined2(),
+    ]
+    .map(signal);
     let mut next_beat = sys::clock::now();
     let mut draining = false;
     loop {

@@ -53,6 +53,36 @@ fn without_io_uring_the_ring_is_refused_and_the_cause_is_named() {
     }
 }
 
+#[test]
+fn a_message_costs_one_read_and_one_send() {
+    const ROUND_TRIPS: usize = 200;
+    if !tool_or_skip("a_message_costs_one_read_and_one_send", "strace") {
+        return;
+    }
+    for engine in ENGINES {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let trace = place.path().join("trace");
+        let path = trace.to_str().expect("a plain path");
+        let strace = ["strace", "-D", "-f", "-q", "-o", path, "-e", "trace=recvfrom,sendto"];
+        let mut gateway = Gateway::with_command(program_under(&strace), &["--engine", engine]);
+        let mut game = gateway.play(echo_backend());
+        for _ in 0..ROUND_TRIPS {
+            assert!(echoes(&mut game));
+        }
+        drop(game);
+        gateway.signal("TERM");
+        assert_eq!(gateway.wait().code(), Some(0));
+        let whole = || std::fs::read_to_string(&trace).unwrap_or_default();
+        wait_until(|| whole().contains("exited with 0"), || format!("the trace has no end: {}", whole()));
+        let calls = |name: &str| whole().lines().filter(|line| line.contains(name)).count();
+        // Line, answer, ends and the processes' own messages are few beside them.
+        for name in ["recvfrom(", "sendto("] {
+            let made = calls(name);
+            assert!((2 * ROUND_TRIPS..2 * ROUND_TRIPS + 40).contains(&made), "{engine}: {made} calls of {name}");
+        }
+    }
+}
+
 /// The program in a world where io_uring_setup fails with `errno`.
 fn without_io_uring(test: &str, errno: &str) -> Option<Command> {
     if !tool_or_skip(test, "strace") {

@@ -153,9 +153,12 @@ on_both_engines! {
 fn signals_without_a_meaning_do_not_end_a_daemon() {
     let mut gateway = Gateway::with(&[]);
     for name in ["USR1", "USR2"] {
+        let workers = gateway.workers();
         gateway.signal(name);
+        workers.iter().for_each(|worker| signal(*worker, name)); // as when a whole process group is told
         watch(Duration::from_millis(500));
         assert!(gateway.running(), "{name} has ended it");
+        assert_eq!(gateway.workers(), workers, "{name} has ended a worker");
         assert!(echoes(&mut gateway.play(echo_backend())));
     }
     gateway.signal("TERM");

@@ -73,6 +73,8 @@ pub struct Readiness {
     pub failed: bool,
     /// Urgent data is about. Reads stop short at its mark, and a splice there looks like the end of the stream.
     pub urgent: bool,
+    /// As far as the engine can tell, urgent data may be about. Never told of a writable socket.
+    pub perhaps_urgent: bool,
 }
 
 impl Readiness {
@@ -85,7 +87,7 @@ impl Readiness {
         let ended = any(libc::POLLRDHUP | libc::POLLHUP);
         let urgent = any(libc::POLLPRI);
         let readable = any(libc::POLLIN) || urgent || ended || failed;
-        Self { readable, writable: any(libc::POLLOUT) || failed, ended, failed, urgent }
+        Self { readable, writable: any(libc::POLLOUT) || failed, ended, failed, urgent, perhaps_urgent: false }
     }
 }
 

@@ -10,11 +10,12 @@ use std::io::{self, ErrorKind};
 use std::os::fd::BorrowedFd;
 
 use super::{Pipes, Readiness};
-use crate::sys::pipe::Pipe;
+use crate::sys::pipe::{PIPE_BYTES, Pipe};
 use crate::sys::socket;
 
-/// Bytes a direction may move in one turn before the others have theirs: about 0.1 ms of splicing.
-const TURN_BYTES: usize = 1 << 20;
+/// Bytes a direction may move before the others have their turn: a pipe full, about 10 µs of splicing. More at a time was not
+/// cheaper.
+const TURN_BYTES: usize = PIPE_BYTES;
 
 /// Reads in a row that must fill the buffer before a direction counts as bulk.
 const FULL_READS: u8 = 3;
@@ -37,6 +38,8 @@ pub struct Pump {
     kept: Vec<u8>,
     mode: Mode,
     source_ended: bool,
+    /// The last wake-up brought nothing: perhaps it spoke of urgent data, and came before it.
+    doubtful: bool,
     /// Bytes moved in all.
     pub moved: u64,
 }
@@ -81,6 +84,12 @@ impl Pump {
         !self.kept.is_empty() || matches!(self.mode, Mode::Splice { pipe: Some(_), .. })
     }
 
+    /// True while the direction counts as bulk.
+    #[must_use]
+    pub fn splices(&self) -> bool {
+        matches!(self.mode, Mode::Splice { .. })
+    }
+
     /// Moves bytes until a socket would block, the source ends or the budget is spent. `news` is what is known of the source.
     pub fn run(
         &mut self,
@@ -91,13 +100,13 @@ impl Pump {
     ) -> Outcome {
         let before = self.moved;
         // A short read means a dry source, unless an end or an urgent mark stands behind it.
-        let ending = news.ended || news.urgent;
+        let more = news.ended || news.urgent || self.doubtful;
         if news.urgent && !self.holds_bytes() {
             self.mode = Mode::default();
         }
         let outcome = loop {
             let stop = match &self.mode {
-                Mode::Copy { .. } => self.copy(source, sink, ending, shared),
+                Mode::Copy { .. } => self.copy(source, sink, more, shared),
                 Mode::Splice { .. } => self.splice(source, sink, shared),
             };
             if let Some(outcome) = stop {
@@ -107,6 +116,7 @@ impl Pump {
                 break Outcome::BudgetSpent;
             }
         };
+        self.doubtful = self.moved == before && matches!(outcome, Outcome::SourceDry);
         self.count_small_wake((self.moved - before) as usize, shared);
         outcome
     }
@@ -116,7 +126,7 @@ impl Pump {
         &mut self,
         source: BorrowedFd<'_>,
         sink: BorrowedFd<'_>,
-        ending: bool,
+        more: bool,
         shared: &mut Shared,
     ) -> Option<Outcome> {
         if !self.kept.is_empty() {
@@ -157,7 +167,7 @@ impl Pump {
             None
         } else {
             self.mode = Mode::default();
-            if ending { None } else { Some(Outcome::SourceDry) }
+            if more { None } else { Some(Outcome::SourceDry) }
         }
     }
 
@@ -189,6 +199,10 @@ impl Pump {
                 Ok(filled) => held = filled,
                 Err(error) => {
                     shared.pipes.give_back(pipe);
+                    if self.doubtful && socket::is_at_mark(source) {
+                        self.mode = Mode::default();
+                        return None;
+                    }
                     return Some(stop(error, Outcome::SourceDry, Outcome::SourceFailed));
                 }
             }

@@ -5,6 +5,9 @@
 //!   is removed, and callers end or reset a socket themselves before they let it go.
 //! * Removing a poll that is firing at that moment answers EALREADY: it is removed again.
 //! * A multishot request whose completion found no room ends, which its missing MORE flag tells: it is armed again.
+//! * A poll that was woken once tells what its waker named, and whoever brings a byte names POLLPRI. One that was woken more
+//!   often looks for itself, and finds POLLOUT too unless the socket is full. Urgent data wakes twice: once for its mark, once
+//!   for the bytes.
 //! * With DEFER_TASKRUN nothing happens outside our own `io_uring_enter`; a flag in the ring says when there is work for one.
 
 use std::io;
@@ -12,7 +15,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use io_uring::squeue::Flags;
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 
 use super::{Event, Kind, Readiness, Token};
 
@@ -23,6 +26,12 @@ const SUBMISSIONS: u32 = 1024;
 /// and hands it over later, at some cost, so the upper bound (1 MiB of ring) is safe too.
 const COMPLETIONS_MIN: u32 = 4096;
 const COMPLETIONS_MAX: u32 = 65536;
+
+/// Pieces of work that the kernel does in one call at most, unless it is asked to wait for more (since Linux 6.13).
+const BATCH: u32 = 20;
+
+/// Enough for one turn; the rest waits for the next.
+const EVENTS_PER_TURN: usize = 1024;
 
 /// What the four low bits of `user_data` say.
 const OP_WATCH: u64 = 0;
@@ -70,14 +79,33 @@ impl Uring {
 
     pub(super) fn wait(&mut self, patience: Duration, events: &mut Vec<Event>) -> io::Result<()> {
         if patience.is_zero() || !self.ring.completion().is_empty() {
-            tolerate(self.ring.submit())?;
+            // Who does not wait is busy, and asks until everything has been told: the kernel tells little at a time.
+            while self.look(events)? >= BATCH && events.len() < EVENTS_PER_TURN {}
         } else {
             let patience = types::Timespec::from(patience);
             tolerate(self.ring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&patience)))?;
+            self.take(events);
         }
+        Ok(())
+    }
+
+    /// Submits, and takes what has happened without waiting; returns how much that was.
+    fn look(&mut self, events: &mut Vec<Event>) -> io::Result<u32> {
+        let requests = u32::try_from(self.ring.submission().len()).unwrap_or(SUBMISSIONS);
+        // SAFETY: the queue holds `requests` requests, see `push`, and no signal mask is given. (The crate's `submit` leaves
+        // GETEVENTS out when a flag says that nothing is to be done, and the flag does not speak of leftovers.)
+        let entered =
+            unsafe { self.ring.submitter().enter::<libc::sigset_t>(requests, 0, EnterFlags::GETEVENTS.bits(), None) };
+        tolerate(entered)?;
+        Ok(self.take(events))
+    }
+
+    fn take(&mut self, events: &mut Vec<Event>) -> u32 {
+        let mut taken = 0;
         loop {
-            let Some(completion) = self.ring.completion().next() else { return Ok(()) };
+            let Some(completion) = self.ring.completion().next() else { return taken };
             self.complete(&completion, events);
+            taken += 1;
         }
     }
 
@@ -89,7 +117,10 @@ impl Uring {
             OP_WATCH => {
                 // A poll that failed, for want of memory, is told as a failed socket: its owner finds out or closes it.
                 let bits = u32::try_from(result).unwrap_or(libc::POLLERR as u32);
-                events.push(Event::Ready(token, Readiness::from_bits(bits)));
+                let mut news = Readiness::from_bits(bits);
+                news.perhaps_urgent = news.urgent && !news.writable;
+                news.urgent &= news.writable;
+                events.push(Event::Ready(token, news));
                 if !more {
                     events.push(Event::Disarmed(token));
                 }

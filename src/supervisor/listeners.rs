@@ -45,7 +45,10 @@ impl Listeners {
     /// Deals the sockets of one address to the workers. Fewer sockets than workers are shared: less even, and just as safe.
     fn hand_out(&mut self, address: SocketAddr, sockets: Vec<OwnedFd>) -> io::Result<()> {
         for socket in &sockets {
-            socket::prepare(socket.as_fd(), tcp::LIVENESS)?;
+            // What is accepted inherits all of this.
+            socket::set_nonblocking(socket.as_fd())?;
+            socket::prepare(socket.as_fd())?;
+            socket::keep_alive(socket.as_fd(), tcp::LIVENESS)?;
         }
         let workers = self.of_workers.len();
         for deal in 0..workers.max(sockets.len()) {

@@ -163,14 +163,18 @@ pub async fn supervise(
                 }
                 (Told::Reload, _) => {
                     notify(&[NotifyState::Reloading, NotifyState::monotonic_usec_now().unwrap_or(NotifyState::MonotonicUsec(0))]);
-                    match reload() {
-                        Ok(new) => {
-                            let restart: Vec<_> = std::iter::zip(&standing, new.standing())
-                                .filter(|(old, new)| **old != *new)
-                                .map(|((key, _), _)| *key)
-                                .collect();
-                            drain = new.drain;
-                            let plan = Arc::new(plan(new, engine, &own_addresses)?);
+                    let new = reload().and_then(|new| {
+                        let restart: Vec<_> = std::iter::zip(&standing, new.standing())
+                            .filter(|(old, new)| **old != *new)
+                            .map(|((key, _), _)| *key)
+                            .collect();
+                        let drain = new.drain;
+                        let plan = plan(new, engine, &own_addresses).map_err(|error| error.to_string())?;
+                        Ok((restart, drain, Arc::new(plan)))
+                    });
+                    match new {
+                        Ok((restart, time, plan)) => {
+                            drain = time;
                             orders.send_modify(|state| state.plan = plan);
                             tracing::info!("new configuration in force");
                             if !restart.is_empty() {

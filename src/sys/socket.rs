@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use nix::sys::socket::{MsgFlags, SockFlag};
+use nix::sys::socket::SockFlag;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 /// What all relayed sockets have in common. Accepted sockets inherit it from their listener.
@@ -48,15 +48,30 @@ pub fn try_bind(address: SocketAddr) -> io::Result<()> {
     socket.bind(&address.into())
 }
 
-/// Prepares a socket for games: no delay for small messages, and an end to dead peers.
+/// Makes a socket non-blocking that came from elsewhere.
+///
+/// # Errors
+/// None known.
+pub fn set_nonblocking(socket: BorrowedFd<'_>) -> io::Result<()> {
+    SockRef::from(&socket).set_nonblocking(true)
+}
+
+/// Prepares a socket for its first byte: no delay for small messages, and urgent bytes are bytes of the stream.
 ///
 /// # Errors
 /// When `socket` is not a TCP socket.
-pub fn prepare(socket: BorrowedFd<'_>, liveness: Liveness) -> io::Result<()> {
+pub fn prepare(socket: BorrowedFd<'_>) -> io::Result<()> {
     let socket = SockRef::from(&socket);
-    socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
-    socket.set_out_of_band_inline(true)?; // an urgent byte is a byte of the stream
+    socket.set_out_of_band_inline(true)
+}
+
+/// Puts an end to dead peers.
+///
+/// # Errors
+/// When `socket` is not a TCP socket.
+pub fn keep_alive(socket: BorrowedFd<'_>, liveness: Liveness) -> io::Result<()> {
+    let socket = SockRef::from(&socket);
     let keepalive = TcpKeepalive::new()
         .with_time(liveness.keepalive_idle)
         .with_interval(liveness.keepalive_interval)
@@ -155,7 +170,20 @@ pub fn take_error(socket: BorrowedFd<'_>) -> io::Result<Option<io::Error>> {
 /// # Errors
 /// `EAGAIN` when nothing has arrived; bytes that arrived before a reset are read before `ECONNRESET` is told.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
-    Ok(nix::sys::socket::recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
+    let (fd, no_address) = (socket.as_raw_fd(), std::ptr::null::<libc::sockaddr>());
+    // SAFETY: the kernel writes at most `len` bytes to `buffer`, and no address.
+    let n = unsafe {
+        libc::syscall(
+            libc::SYS_recvfrom,
+            fd,
+            buffer.as_mut_ptr(),
+            buffer.len(),
+            libc::MSG_DONTWAIT,
+            no_address,
+            no_address,
+        )
+    };
+    count(n)
 }
 
 /// Sends what the socket takes.
@@ -163,7 +191,17 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
 /// # Errors
 /// `EAGAIN` when it takes nothing now; `EPIPE` and `ECONNRESET` when it never will. No signal is raised.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
-    Ok(nix::sys::socket::send(socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
+    let (fd, flags) = (socket.as_raw_fd(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
+    let no_address = std::ptr::null::<libc::sockaddr>();
+    // SAFETY: the kernel reads at most `len` bytes of `bytes`, and no address.
+    let n = unsafe { libc::syscall(libc::SYS_sendto, fd, bytes.as_ptr(), bytes.len(), flags, no_address, 0) };
+    count(n)
+}
+
+/// What a system call has moved. [`receive`] and [`send`] make theirs without libc's functions, which are cancellation points
+/// and lock the bus twice a call for that as soon as a process has a second thread.
+fn count(returned: libc::c_long) -> io::Result<usize> {
+    usize::try_from(returned).map_err(|_negative| io::Error::last_os_error())
 }
 
 /// Throws up to `bytes` arrived bytes away. `Ok(0)` is the end of the stream.
@@ -176,6 +214,18 @@ pub fn discard(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<usize> {
         unsafe { libc::recv(socket.as_raw_fd(), std::ptr::null_mut(), bytes, libc::MSG_TRUNC | libc::MSG_DONTWAIT) };
     usize::try_from(n).map_err(|_negative| io::Error::last_os_error())
 }
+
+/// Whether the next byte of the stream is an urgent one.
+#[must_use]
+pub fn is_at_mark(socket: BorrowedFd<'_>) -> bool {
+    let mut at_mark: libc::c_int = 0;
+    // SAFETY: SIOCATMARK writes one int, which outlives the call.
+    let asked = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCATMARK, &raw mut at_mark) };
+    asked == 0 && at_mark != 0
+}
+
+/// Not in libc; asm-generic/sockios.h.
+const SIOCATMARK: libc::Ioctl = 0x8905;
 
 /// Ends our half of the connection: the peer reads the end of the stream after the bytes before it.
 ///

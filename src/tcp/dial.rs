@@ -16,7 +16,7 @@ use crate::limits;
 use crate::proto::line::VERDICT_DELAY;
 use crate::proto::status::Refusal;
 use crate::proto::target::Target;
-use crate::sys::socket::{self, Liveness};
+use crate::sys::socket;
 
 /// Roles of backends in tokens: 1 to 15, taken in turn. Of a connection's races at most eight sockets live at once.
 pub(super) const FIRST_ROLE: u8 = 1;
@@ -127,7 +127,7 @@ impl Dial {
                 continue;
             }
             let racer = self.racers.swap_remove(at);
-            match connected(&racer) {
+            match connected(&racer, self.port) {
                 Ok(()) => return Some(racer),
                 Err(error) => {
                     self.last_error = Some(error);
@@ -179,7 +179,7 @@ impl Dial {
 
     fn try_address(&mut self, address: SocketAddr, context: &mut Context) -> io::Result<()> {
         let socket = socket::connect(address)?;
-        socket::prepare(socket.as_fd(), LIVENESS)?;
+        socket::prepare(socket.as_fd())?;
         let token = self.key.token(self.next_role);
         self.next_role = self.next_role % ROLES + FIRST_ROLE;
         context.engine.watch(socket.as_fd(), token)?;
@@ -213,26 +213,21 @@ impl Dial {
     }
 }
 
-/// Whether a socket that has turned writable is connected. One that is connected to itself is not: dialling a free port of this
-/// host, a socket may draw that very port as its own, and TCP lets both ends be one.
-fn connected(racer: &Side) -> io::Result<()> {
+/// Whether a socket of which something has been told is connected to a backend. One that is connected to itself is not: dialling
+/// a free port of this host, a socket may draw that very port as its own, and TCP lets both ends be one.
+fn connected(racer: &Side, port: u16) -> io::Result<()> {
     let socket = racer.socket.as_fd();
-    match socket::take_error(socket)? {
-        Some(error) => Err(error),
-        None if socket::local_address(socket)? == socket::peer_address(socket)? => {
-            Err(io::ErrorKind::ConnectionRefused.into())
-        }
-        None => Ok(()),
+    if (racer.ready.failed || racer.ready.ended)
+        && let Some(error) = socket::take_error(socket)?
+    {
+        return Err(error);
     }
+    let own = socket::local_address(socket)?;
+    if own.port() == port && own == socket::peer_address(socket)? {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    Ok(())
 }
-
-/// What client and backend sockets have in common.
-pub const LIVENESS: Liveness = Liveness {
-    keepalive_idle: limits::KEEPALIVE_IDLE,
-    keepalive_interval: limits::KEEPALIVE_INTERVAL,
-    keepalive_probes: limits::KEEPALIVE_PROBES,
-    user_timeout: limits::USER_TIMEOUT,
-};
 
 /// Errors that pass: this process or this host has no socket to spare at the moment.
 fn is_shortage(error: &io::Error) -> bool {

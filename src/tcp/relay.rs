@@ -8,11 +8,22 @@ use std::time::Instant;
 
 use super::{Context, Ending, Next, Side};
 use crate::engine::{Outcome, Pump, Readiness, Token};
-use crate::sys::socket;
+use crate::limits;
+use crate::sys::socket::{self, Liveness};
+
+/// What client and backend sockets have in common.
+pub const LIVENESS: Liveness = Liveness {
+    keepalive_idle: limits::KEEPALIVE_IDLE,
+    keepalive_interval: limits::KEEPALIVE_INTERVAL,
+    keepalive_probes: limits::KEEPALIVE_PROBES,
+    user_timeout: limits::USER_TIMEOUT,
+};
 
 #[derive(Debug)]
 pub(super) struct Relay {
     backend: Side,
+    /// The backend's socket has [`LIVENESS`]: five system calls that a short life does without.
+    settled: bool,
     up: Flow,
     down: Flow,
     active: Instant,
@@ -32,6 +43,8 @@ struct Flow {
 enum Flown {
     Blocked,
     BudgetSpent,
+    /// The source has ended; told once.
+    Ended,
     Failed,
 }
 
@@ -41,10 +54,11 @@ impl Relay {
         backend.ready.writable = true;
         Self {
             backend,
+            settled: false,
             up: Flow { pump: Pump::with_first(early), ended: false },
             down: Flow::default(),
             active: context.now,
-            look: context.now + context.settings.idle_timeout,
+            look: context.now + context.settings.idle_timeout.min(limits::SETTLING),
         }
     }
 
@@ -69,6 +83,10 @@ impl Relay {
         (self.up.pump.moved, self.down.pump.moved)
     }
 
+    pub(super) fn is_heavy(&self) -> bool {
+        self.up.pump.splices() || self.down.pump.splices()
+    }
+
     pub(super) fn step(&mut self, client: &mut Side, context: &mut Context) -> Next {
         let before = self.moved();
         let mut up = self.up.run(client, &mut self.backend, context);
@@ -83,8 +101,20 @@ impl Relay {
         if self.up.ended && self.down.ended {
             return Next::Close(Ending::Complete);
         }
+        // Passing an end on fails only when that side is gone, which its other direction finds out.
+        if up == Flown::Ended {
+            let _ = socket::end(self.backend.socket.as_fd());
+        }
+        if down == Flown::Ended {
+            let _ = socket::end(client.socket.as_fd());
+        }
         if self.moved() != before {
             self.active = context.now;
+        }
+        if !self.settled && self.look <= context.now {
+            self.settled = true;
+            // Fails only on a socket that has failed, which is told otherwise.
+            let _ = socket::keep_alive(self.backend.socket.as_fd(), LIVENESS);
         }
         self.mind_the_clock(context);
         if self.look <= context.now {
@@ -133,7 +163,10 @@ impl Flow {
         if sink.ready.writable && (source.ready.readable || self.pump.holds_bytes()) {
             let (from, to) = (source.socket.as_fd(), sink.socket.as_fd());
             match self.pump.run(from, to, source.ready, &mut context.shared) {
-                Outcome::SourceDry => source.ready.readable = false,
+                Outcome::SourceDry => {
+                    source.ready.readable = false;
+                    source.ready.urgent = false;
+                }
                 Outcome::SinkFull => sink.ready.writable = false,
                 Outcome::BudgetSpent => return Flown::BudgetSpent,
                 // A socket tells its failure once: whoever looks next finds an end.
@@ -141,8 +174,7 @@ impl Flow {
                 Outcome::Ended => {
                     self.ended = true;
                     source.ready.readable = false;
-                    // Fails only when the sink is gone, which its other direction finds out.
-                    let _ = socket::end(to);
+                    return Flown::Ended;
                 }
                 Outcome::SourceFailed(_) => {
                     source.broken = true;
