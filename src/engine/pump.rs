@@ -10,6 +10,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::BorrowedFd;
 
 use super::{Pipes, Readiness};
+use crate::limits;
 use crate::sys::pipe::{PIPE_BYTES, Pipe};
 use crate::sys::socket;
 
@@ -29,12 +30,29 @@ const SMALL_WAKES: u8 = 8;
 #[derive(Debug)]
 pub struct Shared {
     pub buffer: Box<[u8]>,
+    /// The most bytes of one read while a direction does not count as bulk.
+    small: usize,
     pub pipes: Pipes,
+}
+
+impl Shared {
+    #[must_use]
+    pub fn new(buffer_bytes: usize) -> Self {
+        let mut new = Self { buffer: Box::default(), small: 0, pipes: Pipes::new(limits::PIPES_MAX) };
+        new.resize(buffer_bytes);
+        new
+    }
+
+    /// Bulk without a pipe is read in larger pieces: 16 KiB cost half as much again.
+    pub fn resize(&mut self, buffer_bytes: usize) {
+        self.buffer = vec![0; buffer_bytes.max(PIPE_BYTES)].into();
+        self.small = buffer_bytes;
+    }
 }
 
 #[derive(Debug, Default)]
 pub struct Pump {
-    /// Bytes that were read and that the sink has refused: at most a buffer full. Empty while splicing.
+    /// Bytes that were read and that the sink has refused: at most a buffer full. Empty while a pipe is in use.
     kept: Vec<u8>,
     mode: Mode,
     source_ended: bool,
@@ -106,8 +124,8 @@ impl Pump {
         }
         let outcome = loop {
             let stop = match &self.mode {
-                Mode::Copy { .. } => self.copy(source, sink, more, shared),
-                Mode::Splice { .. } => self.splice(source, sink, shared),
+                Mode::Copy { .. } => self.copy(source, sink, more, shared.small, shared),
+                Mode::Splice { .. } => self.splice(source, sink, more, shared),
             };
             if let Some(outcome) = stop {
                 break outcome;
@@ -121,12 +139,13 @@ impl Pump {
         outcome
     }
 
-    /// One read and one send.
+    /// One read of at most `bytes` and one send.
     fn copy(
         &mut self,
         source: BorrowedFd<'_>,
         sink: BorrowedFd<'_>,
         more: bool,
+        bytes: usize,
         shared: &mut Shared,
     ) -> Option<Outcome> {
         if !self.kept.is_empty() {
@@ -144,7 +163,7 @@ impl Pump {
         if self.source_ended {
             return Some(Outcome::Ended);
         }
-        let read = match socket::receive(source, &mut shared.buffer) {
+        let read = match socket::receive(source, &mut shared.buffer[..bytes]) {
             Ok(0) => {
                 self.source_ended = true;
                 return Some(Outcome::Ended);
@@ -162,32 +181,31 @@ impl Pump {
             self.kept = shared.buffer[sent..read].to_vec();
             return Some(Outcome::SinkFull);
         }
-        if read == shared.buffer.len() {
-            self.count_full_read();
-            None
-        } else {
-            self.mode = Mode::default();
-            if more { None } else { Some(Outcome::SourceDry) }
-        }
-    }
-
-    fn count_full_read(&mut self) {
+        let full = read == bytes;
         if let Mode::Copy { full_reads } = &mut self.mode {
-            *full_reads += 1;
+            *full_reads = if full { *full_reads + 1 } else { 0 };
             if *full_reads == FULL_READS {
                 self.mode = Mode::Splice { small_wakes: 0, pipe: None };
             }
         }
+        if full || more { None } else { Some(Outcome::SourceDry) }
     }
 
-    /// One pipe full. The pipe is filled only when it is empty: then EAGAIN speaks of the source alone.
-    fn splice(&mut self, source: BorrowedFd<'_>, sink: BorrowedFd<'_>, shared: &mut Shared) -> Option<Outcome> {
+    /// One pipe full, or a large copy when there is no pipe to be had. The pipe is filled only when it is empty: then EAGAIN speaks of the source alone.
+    fn splice(
+        &mut self,
+        source: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+        more: bool,
+        shared: &mut Shared,
+    ) -> Option<Outcome> {
         let Mode::Splice { pipe: place, .. } = &mut self.mode else { return None };
-        let Some((pipe, held)) = place.take().or_else(|| Some((shared.pipes.borrow()?, 0))) else {
-            self.mode = Mode::default(); // none to be had: copy
-            return None;
+        if place.is_none() && self.kept.is_empty() {
+            *place = shared.pipes.borrow().map(|pipe| (pipe, 0));
+        }
+        let Some((pipe, mut held)) = place.take() else {
+            return self.copy(source, sink, more, shared.buffer.len(), shared);
         };
-        let mut held = held;
         if held == 0 {
             match pipe.fill(source) {
                 Ok(0) => {
@@ -248,4 +266,60 @@ impl Pump {
 /// What an error means: wait, or fail.
 fn stop(error: io::Error, wait: Outcome, fail: fn(io::Error) -> Outcome) -> Outcome {
     if error.kind() == ErrorKind::WouldBlock { wait } else { fail(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn bulk_arrives_whole_with_a_pipe_and_without() {
+        const BYTES: usize = 8 << 20;
+        for pipes in [0, 1] {
+            let (mut writer, source) = pair();
+            let (sink, mut reader) = pair();
+            [&source, &sink].map(|end| end.set_nonblocking(true).expect("it is a socket"));
+            let bytes: Vec<u8> = (0..BYTES).map(|at| (at % 251) as u8).collect();
+            let mut shared = Shared::new(limits::BUFFER_BYTES);
+            shared.pipes = Pipes::new(pipes);
+            let got = thread::scope(|scope| {
+                scope.spawn(|| {
+                    writer.write_all(&bytes).expect("it is sent");
+                    writer.shutdown(Shutdown::Write).expect("it ends");
+                });
+                let reading = scope.spawn(|| {
+                    let mut got = Vec::new();
+                    reader.read_to_end(&mut got).expect("it is read");
+                    got
+                });
+                let (mut pump, mut heavy) = (Pump::default(), false);
+                loop {
+                    match pump.run(source.as_fd(), sink.as_fd(), Readiness::default(), &mut shared) {
+                        Outcome::Ended => break,
+                        Outcome::SourceDry | Outcome::SinkFull | Outcome::BudgetSpent => thread::yield_now(),
+                        failed => panic!("{failed:?}"),
+                    }
+                    heavy |= pump.splices();
+                }
+                assert!(heavy, "this was bulk");
+                assert_eq!(pump.moved, BYTES as u64);
+                sink.shutdown(Shutdown::Write).expect("it ends");
+                reading.join().expect("it has read")
+            });
+            assert!(got == bytes, "{pipes} pipes");
+        }
+    }
+
+    /// The two ends of a connection.
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let client = TcpStream::connect(listener.local_addr().expect("it is bound")).expect("it is reached");
+        let (server, _) = listener.accept().expect("it came");
+        (client, server)
+    }
 }

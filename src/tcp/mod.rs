@@ -20,8 +20,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use slab::Slab;
 
-use crate::engine::{Engine, Event, Pipes, Readiness, Shared, Token};
-use crate::limits;
+use crate::engine::{Engine, Event, Readiness, Shared, Token};
 use crate::proto::policy::Policy;
 use crate::proto::status::Refusal;
 use crate::proto::target::Target;
@@ -197,7 +196,7 @@ impl Tcp {
         settings: Settings,
     ) -> io::Result<Self> {
         let now = sys::clock::now();
-        let shared = Shared { buffer: vec![0; settings.buffer_bytes].into(), pipes: Pipes::new(limits::PIPES_MAX) };
+        let shared = Shared::new(settings.buffer_bytes);
         let context = Context { engine, timers: Timers::new(now), names, shared, keys, settings, now, generations: 0 };
         let mut tcp = Self {
             connections: Slab::new(),
@@ -237,7 +236,7 @@ impl Tcp {
     /// Puts new secrets and settings in force, for lines that are not complete yet and games that have not begun.
     pub fn reload(&mut self, keys: Keyring, settings: Settings) {
         self.context.keys = keys;
-        self.context.shared.buffer = vec![0; settings.buffer_bytes].into();
+        self.context.shared.resize(settings.buffer_bytes);
         self.context.settings = settings;
     }
 
