@@ -47,6 +47,11 @@ impl Pipes {
         }
     }
 
+    /// The kernel has declined one lately, or all are in use.
+    pub(super) fn are_scarce(&self) -> bool {
+        self.declined > 0 || (self.at_rest.is_empty() && self.alive >= self.max)
+    }
+
     /// Takes an empty pipe back.
     pub(super) fn give_back(&mut self, pipe: Pipe) {
         self.at_rest.push(pipe);

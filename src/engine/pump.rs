@@ -18,6 +18,9 @@ use crate::sys::socket;
 /// cheaper.
 const TURN_BYTES: usize = PIPE_BYTES;
 
+/// The same while pipes are scarce: what is copied from two thousand sockets in turn comes from cold memory each time.
+const TURN_BYTES_WITHOUT_PIPES: usize = 4 * PIPE_BYTES;
+
 /// Reads in a row that must fill the buffer before a direction counts as bulk.
 const FULL_READS: u8 = 3;
 
@@ -122,6 +125,7 @@ impl Pump {
         if news.urgent && !self.holds_bytes() {
             self.mode = Mode::default();
         }
+        let budget = if shared.pipes.are_scarce() { TURN_BYTES_WITHOUT_PIPES } else { TURN_BYTES };
         let outcome = loop {
             let stop = match &self.mode {
                 Mode::Copy { .. } => self.copy(source, sink, more, shared.small, shared),
@@ -130,7 +134,7 @@ impl Pump {
             if let Some(outcome) = stop {
                 break outcome;
             }
-            if self.moved - before >= TURN_BYTES as u64 {
+            if self.moved - before >= budget as u64 {
                 break Outcome::BudgetSpent;
             }
         };

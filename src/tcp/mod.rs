@@ -36,7 +36,7 @@ pub use relay::LIVENESS;
 use relay::Relay;
 
 /// Heavy connections that are served in a turn in which nobody else wanted anything; new events are looked for after them.
-const HEAVY_PER_TURN: usize = 16;
+const HEAVY_PER_TURN: usize = 4;
 
 /// Events of light connections, about 5 µs each, for each share of a heavy one, about 10 µs.
 const LIGHT_PER_HEAVY: usize = 16;
