@@ -287,7 +287,9 @@ mod tests {
         for pipes in [0, 1] {
             let (mut writer, source) = pair();
             let (sink, mut reader) = pair();
-            [&source, &sink].map(|end| end.set_nonblocking(true).expect("it is a socket"));
+            for end in [&source, &sink] {
+                end.set_nonblocking(true).expect("it is a socket");
+            }
             let bytes: Vec<u8> = (0..BYTES).map(|at| (at % 251) as u8).collect();
             let mut shared = Shared::new(limits::BUFFER_BYTES);
             shared.pipes = Pipes::new(pipes);
