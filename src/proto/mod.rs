@@ -1,6 +1,7 @@
 //! What the gateway decides, without socket, clock, file, thread or unsafe: bytes and times come in as arguments.
 
 pub mod evp_bytes_to_key;
+pub mod kcp;
 pub mod line;
 pub mod policy;
 pub mod status;
