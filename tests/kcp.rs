@@ -117,6 +117,51 @@ fn what_is_lost_of_bulk_is_sent_again_after_a_round_trip() {
 }
 
 #[test]
+fn of_many_in_flight_one_has_a_timeout_and_each_acknowledgement_begins_it_again() {
+    let (mut left, mut right) = warm_pair();
+    left.write(&[1; 60 * 1298]);
+    let datagrams = left.output(SECOND);
+    assert_eq!(left.conversation.next_timeout(), Some(SECOND + 54 * MS));
+    right.input(SECOND + 25 * MS, &datagrams[0]);
+    left.input(SECOND + 50 * MS, &right.output(SECOND + 25 * MS)[0]);
+    let at = SECOND + 50 * MS + 54 * MS;
+    assert_eq!(left.conversation.next_timeout(), Some(at));
+    let again = left.output(at);
+    assert_eq!(
+        again.iter().map(|datagram| header(datagram).number).collect::<Vec<_>>(),
+        [17],
+        "the first that is missing"
+    );
+    // It was not the only one: all that left before it are lost as well, and sent again a round trip later.
+    right.input(at + 25 * MS, &again[0]);
+    left.input(at + 50 * MS, &right.output(at + 25 * MS)[0]);
+    assert_eq!(left.output(at + 50 * MS).len(), 58);
+}
+
+#[test]
+fn a_writer_is_held_back_by_its_window_and_by_its_bytes() {
+    let settings = Settings { segment_bytes: 100, send_window: 3, send_bytes: 250, ..Settings::default() };
+    let mut by_bytes = Ours::new(settings.clone(), Origin::default(), 0);
+    assert_eq!((by_bytes.write(&[0; 999]), by_bytes.write(&[0; 999])), (250, 0));
+    let mut by_window = Ours::new(Settings { send_bytes: 999, ..settings }, Origin::default(), 0);
+    assert_eq!((by_window.write(&[0; 250]), by_window.write(&[0; 999]), by_window.write(&[0; 1])), (250, 50, 0));
+}
+
+#[test]
+fn a_new_segment_size_holds_for_what_is_cut_from_then_on() {
+    let mut left = Ours::plain();
+    let mut lengths = Vec::new();
+    for bytes in [500, 1000, 200] {
+        left.write(&[0; 300]); // Grows as far as the next size allows.
+        left.conversation.set_segment_bytes(bytes);
+        left.write(&[0; 900]);
+        let sent = left.output(0).concat();
+        lengths.push(headers(&sent).map(|header| header.length).collect::<Vec<_>>());
+    }
+    assert_eq!(lengths, [vec![500, 500, 200], vec![1000, 200], vec![300, 200, 200, 200, 200, 100]]);
+}
+
+#[test]
 fn a_lone_lost_message_is_sent_again_by_its_timeout() {
     let (mut left, mut right) = warm_pair();
     let begin = SECOND;
@@ -274,9 +319,9 @@ fn no_bytes_from_the_network_make_it_panic_or_take_more_than_its_buffers() {
             if real {
                 bytes[..4].copy_from_slice(&ID.to_le_bytes());
                 bytes[4] = 81 + rng.below(4) as u8;
-                let near = |rng: &mut Rng| (rng.below(40) as u32).wrapping_sub(20).to_le_bytes();
-                bytes[12..16].copy_from_slice(&near(&mut rng));
-                bytes[16..20].copy_from_slice(&near(&mut rng));
+                let mut near = || (rng.below(40) << [0, 0, 0, 12, 27][rng.below(5) as usize]) as u32;
+                bytes[12..16].copy_from_slice(&near().wrapping_sub(20).to_le_bytes());
+                bytes[16..20].copy_from_slice(&near().wrapping_sub(20).to_le_bytes());
                 let length = (bytes.len() - HEADER_BYTES) as u32;
                 bytes[20..24].copy_from_slice(&length.wrapping_sub(u32::from(rng.below(9) == 0)).to_le_bytes());
             }
@@ -527,7 +572,7 @@ fn exchange(seed: u64, left: Box<dyn End>, right: Box<dyn End>, path: Path, byte
     let streams = [rng.bytes(bytes), rng.bytes(bytes / 3)];
     let (mut written, mut read) = ([0, 0], [Vec::new(), Vec::new()]);
     let mut ends = [left, right];
-    let mut wire: BinaryHeap<Reverse<(u64, u64, usize, Vec<u8>)>> = BinaryHeap::new();
+    let mut wire: BinaryHeap<Arrival> = BinaryHeap::new();
     let (mut now, mut order, mut steps) = (0, 0, 0);
     let mut user_at = [0, 0];
     while read[0].len() < streams[1].len() || read[1].len() < streams[0].len() {
@@ -560,6 +605,9 @@ fn exchange(seed: u64, left: Box<dyn End>, right: Box<dyn End>, path: Path, byte
     }
     assert!(read[0] == streams[1] && read[1] == streams[0], "seed {seed}: the streams differ");
 }
+
+/// When it arrives, a number that keeps the order of those that arrive together, at which end, and the datagram.
+type Arrival = Reverse<(u64, u64, usize, Vec<u8>)>;
 
 /// Loses, doubles, delays and reorders.
 #[derive(Clone, Copy)]

@@ -1,7 +1,7 @@
 //! The sending half: cuts the stream into segments, keeps them until they are acknowledged, and decides when one is lost.
 
-use super::buffers::{Buffer, Buffers, Use};
-use super::ring::Ring;
+use super::buffers::{Buffers, Use};
+use super::outgoing::{Outgoing, Place, Segments};
 use super::rtt::Rtt;
 use super::segment::{HEADER_BYTES, Header, is_before};
 use super::{Acked, Counters, Overtaken, Settings, Stamp};
@@ -13,29 +13,22 @@ const THIN: usize = 16;
 /// The room that a peer has of which nothing was heard yet, in segments: the least that `ikcp.c` allows.
 const PEER_WINDOW_FIRST: u16 = 128;
 
-/// How long to wait before a peer without room is asked whether it has some, at first and at most. It tells by itself when it has,
-/// so this only makes up for a loss. (`ikcp.c` waits 7 s and 120 s.)
+/// How long to wait before a peer without room is asked whether it has some, at first and at most. It tells by itself when it
+/// has, so this only makes up for a loss. (`ikcp.c` waits 7 s and 120 s.)
 const ASK_FIRST_US: u64 = 250_000;
 const ASK_MAX_US: u64 = 8_000_000;
-
-/// Transmissions of a segment whose times are kept.
-const TIMES: usize = 4;
 
 #[derive(Debug)]
 pub struct Sender {
     settings: Settings,
     clock_ms: u32,
-    segments: Ring<Outgoing>,
+    segments: Segments,
     /// The first segment that is not acknowledged, the first that was never sent, and the first that is not written.
     first: u32,
     unsent: u32,
     end: u32,
-    /// Bytes from `first` to `end`, without the acknowledged ones, and those of them in flight.
+    /// Bytes from `first` to `end`, without the acknowledged ones.
     bytes: usize,
-    in_flight: usize,
-    /// By the time at which they were last sent as new or lost.
-    flight: List,
-    lost: List,
     rtt: Rtt,
     overtaken: Overtaken,
     /// Transmissions so far, without repeats, and the latest of which is known that it arrived: its time and its count.
@@ -54,57 +47,17 @@ pub struct Sender {
     pub counters: Counters,
 }
 
-#[derive(Debug)]
-struct Outgoing {
-    buffer: Buffer,
-    length: usize,
-    place: Place,
-    /// Its neighbours in the list of its place.
-    previous: Option<u32>,
-    next: Option<u32>,
-    /// When it was first sent, and when last as new or lost, with the count of that transmission.
-    first_sent: u64,
-    sent: u64,
-    count: u64,
-    /// When it was sent the last times, repeats included; transmission `n` at `n % TIMES`.
-    times: [u64; TIMES],
-    transmissions: u32,
-    /// How often it was sent again for being lost; by its own time-out; and to be on the safe side since then.
-    retransmissions: u32,
-    missed: u32,
-    repeats: u32,
-    stamp: Stamp,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    Unsent,
-    Flight,
-    Lost,
-}
-
-/// A queue that runs through the segments, by their numbers.
-#[derive(Debug, Default)]
-struct List {
-    head: Option<u32>,
-    tail: Option<u32>,
-    length: usize,
-}
-
 impl Sender {
     pub fn new(first: u32, clock_ms: u32, settings: Settings) -> Self {
         Self {
             overtaken: settings.overtaken,
             settings,
             clock_ms,
-            segments: Ring::new(),
+            segments: Segments::new(),
             first,
             unsent: first,
             end: first,
             bytes: 0,
-            in_flight: 0,
-            flight: List::default(),
-            lost: List::default(),
             rtt: Rtt::new(),
             transmissions: 0,
             arrived: (0, 0),
@@ -127,12 +80,12 @@ impl Sender {
         let mut written = 0;
         while written < wanted {
             let last = self.end.wrapping_sub(1);
-            if self.unsent == self.end || self.segments[last].length == segment_bytes {
+            if self.unsent == self.end || self.segments[last].length >= segment_bytes {
                 if self.end.wrapping_sub(self.first) >= u32::from(self.settings.send_window) {
                     break;
                 }
                 let Some(buffer) = buffers.take(Use::Write) else { break };
-                self.segments.put(self.first, self.end, Outgoing::new(buffer));
+                self.segments.put(self.first, self.end, buffer);
                 self.end = self.end.wrapping_add(1);
                 continue;
             }
@@ -153,7 +106,11 @@ impl Sender {
     }
 
     fn unfilled(&self) -> usize {
-        self.settings.segment_bytes - self.segments[self.end.wrapping_sub(1)].length
+        self.settings.segment_bytes.saturating_sub(self.segments[self.end.wrapping_sub(1)].length)
+    }
+
+    pub fn set_segment_bytes(&mut self, bytes: usize) {
+        self.settings.segment_bytes = bytes;
     }
 
     pub fn unacknowledged(&self) -> usize {
@@ -189,11 +146,7 @@ impl Sender {
         buffers: &mut Buffers,
         on_acked: &mut impl FnMut(Acked),
     ) {
-        if is_before(number, self.first) || self.segments.get(number).is_none() {
-            return; // It was acknowledged before.
-        }
-        self.unlink(number);
-        let Some(segment) = self.segments.take(number) else { return };
+        let Some(segment) = self.segments.take(number) else { return }; // It was acknowledged before.
         let sent = timestamp.and_then(|timestamp| segment.sent_at(timestamp, |time| self.wire_clock(time)));
         let rtt_us = sent.map(|sent| now.saturating_sub(sent).max(1));
         rtt_us.into_iter().for_each(|rtt| self.rtt.sample(rtt));
@@ -208,7 +161,7 @@ impl Sender {
         let Outgoing { buffer, length, transmissions, stamp, .. } = segment;
         buffers.give_back(buffer);
         on_acked(Acked { length, rtt_us, transmissions, stamp });
-        while self.first != self.unsent && self.segments.get(self.first).is_none() {
+        while self.first != self.unsent && !self.segments.has(self.first) {
             self.first = self.first.wrapping_add(1);
         }
     }
@@ -219,10 +172,10 @@ impl Sender {
         while is_before(self.first, self.peer_next) {
             self.acknowledge(now, self.first, None, buffers, on_acked);
         }
-        while let Some(number) = self.flight.head
+        while let Some(number) = self.segments.flight.head
             && self.is_overtaken(&self.segments[number])
         {
-            self.lose(number);
+            self.segments.move_to(Place::Lost, number);
         }
     }
 
@@ -244,7 +197,7 @@ impl Sender {
     // What is sent.
 
     pub fn has_lost(&self) -> bool {
-        self.lost.length > 0
+        self.segments.lost.length > 0
     }
 
     pub fn has_new(&self) -> bool {
@@ -253,10 +206,9 @@ impl Sender {
 
     pub fn write_lost(&mut self, now: u64, header: Header, room: usize, stamp: Stamp, out: &mut Vec<u8>) {
         let end = out.len() + room;
-        while let Some(number) = self.lost.head
+        while let Some(number) = self.segments.lost.head
             && self.fits(number, end, out)
         {
-            self.unlink(number);
             self.segments[number].retransmissions += 1;
             self.send(number, now, header, stamp, out);
             self.counters.retransmitted += 1;
@@ -276,7 +228,7 @@ impl Sender {
     /// Leaves the time-outs as they are: what is sent again early must not be waited for longer.
     pub fn write_repeats(&mut self, now: u64, header: Header, room: usize, times: u32, out: &mut Vec<u8>) {
         let end = out.len() + room;
-        let mut following = if self.is_thin() { self.flight.head } else { None };
+        let mut following = if self.is_thin() { self.segments.flight.head } else { None };
         while let Some(number) = following {
             let segment = &self.segments[number];
             following = segment.next;
@@ -297,18 +249,17 @@ impl Sender {
         self.transmissions += 1;
         let segment = &mut self.segments[number];
         (segment.sent, segment.count, segment.repeats, segment.stamp) = (now, self.transmissions, 0, stamp);
-        if self.flight.length == 0 {
+        if self.segments.flight.length == 0 {
             self.rearmed = now;
         }
         self.append(number, now, header, out);
-        self.link(number, Place::Flight);
+        self.segments.move_to(Place::Flight, number);
     }
 
     fn append(&mut self, number: u32, now: u64, mut header: Header, out: &mut Vec<u8>) {
         header.timestamp = self.wire_clock(now);
         let segment = &mut self.segments[number];
-        segment.times[segment.transmissions as usize % TIMES] = now;
-        segment.transmissions = segment.transmissions.wrapping_add(1);
+        segment.note(now);
         header.number = number;
         header.length = segment.length as u32;
         out.extend_from_slice(&header.encode());
@@ -335,7 +286,7 @@ impl Sender {
                 self.missed += 1;
             }
             self.segments[number].missed += 1;
-            self.lose(number);
+            self.segments.move_to(Place::Lost, number);
         }
         if self.is_shut_out() && self.ask_at <= now {
             self.asks = true;
@@ -347,7 +298,7 @@ impl Sender {
     /// Of the segments in flight, the one whose time is up first, and when. Of many it is the one that the peer waits for: it
     /// has room for that in any case, and its acknowledgement will tell what else is lost.
     fn first_timeout(&self) -> Option<(u64, u32)> {
-        let head = self.flight.head?;
+        let head = self.segments.flight.head?;
         if !self.is_thin() {
             let number = if self.segments[self.first].place == Place::Flight { self.first } else { head };
             let begin = self.rearmed.max(self.segments[number].sent);
@@ -362,7 +313,7 @@ impl Sender {
     }
 
     fn is_thin(&self) -> bool {
-        self.flight.length <= THIN
+        self.segments.flight.length <= THIN
     }
 
     /// Something waits for room that the peer has not.
@@ -375,7 +326,7 @@ impl Sender {
     }
 
     pub fn in_flight(&self) -> usize {
-        self.in_flight
+        self.segments.flight.bytes
     }
 
     pub fn rtt_us(&self) -> Option<u64> {
@@ -383,88 +334,6 @@ impl Sender {
     }
 
     pub fn release(self, buffers: &mut Buffers) {
-        self.segments.into_items().for_each(|segment| buffers.give_back(segment.buffer));
-    }
-
-    // The two lists.
-
-    fn lose(&mut self, number: u32) {
-        self.unlink(number);
-        self.link(number, Place::Lost);
-    }
-
-    /// Makes a segment that is in no list the last of one.
-    fn link(&mut self, number: u32, place: Place) {
-        let length = self.segments[number].length;
-        let Some(list) = self.list(place) else { return };
-        let previous = list.tail.replace(number);
-        list.head = list.head.or(Some(number));
-        list.length += 1;
-        if let Some(previous) = previous {
-            self.segments[previous].next = Some(number);
-        }
-        let segment = &mut self.segments[number];
-        (segment.place, segment.previous, segment.next) = (place, previous, None);
-        self.in_flight += if place == Place::Flight { length } else { 0 };
-    }
-
-    fn unlink(&mut self, number: u32) {
-        let Outgoing { place, previous, next, length, .. } = self.segments[number];
-        let Some(list) = self.list(place) else { return };
-        if previous.is_none() {
-            list.head = next;
-        }
-        if next.is_none() {
-            list.tail = previous;
-        }
-        list.length -= 1;
-        if let Some(previous) = previous {
-            self.segments[previous].next = next;
-        }
-        if let Some(next) = next {
-            self.segments[next].previous = previous;
-        }
-        self.in_flight -= if place == Place::Flight { length } else { 0 };
-    }
-
-    fn list(&mut self, place: Place) -> Option<&mut List> {
-        match place {
-            Place::Unsent => None,
-            Place::Flight => Some(&mut self.flight),
-            Place::Lost => Some(&mut self.lost),
-        }
-    }
-}
-
-impl Outgoing {
-    fn new(buffer: Buffer) -> Self {
-        Self {
-            buffer,
-            length: 0,
-            place: Place::Unsent,
-            previous: None,
-            next: None,
-            first_sent: 0,
-            sent: 0,
-            count: 0,
-            times: [0; TIMES],
-            transmissions: 0,
-            retransmissions: 0,
-            missed: 0,
-            repeats: 0,
-            stamp: Stamp::default(),
-        }
-    }
-
-    fn last_time(&self) -> u64 {
-        self.times[self.transmissions.wrapping_sub(1) as usize % TIMES]
-    }
-
-    /// When it was sent with that timestamp. `None` when it was not, or more than once.
-    fn sent_at(&self, timestamp: u32, wire_clock: impl Fn(u64) -> u32) -> Option<u64> {
-        let kept = &self.times[..TIMES.min(self.transmissions as usize)];
-        let mut matching = kept.iter().filter(|time| wire_clock(**time) == timestamp);
-        let sent = matching.next()?;
-        matching.next().is_none().then_some(*sent)
+        self.segments.into_buffers().for_each(|buffer| buffers.give_back(buffer));
     }
 }
