@@ -419,6 +419,19 @@ fn lengths_that_lie_and_unknown_commands_are_invalid_and_long_segments_are_refus
 }
 
 #[test]
+fn empty_segments_take_no_room() {
+    let settings = Settings { receive_window: 4, ..Settings::default() };
+    let mut end = Ours::new(settings, Origin::default(), 0);
+    for number in 0..20 {
+        let (conversation, command, fragment, window, timestamp) = (ID, Command::Push, 0, 9, 0);
+        let (unacknowledged, length) = (0, u32::from(number == 19));
+        let header = Header { conversation, command, fragment, window, timestamp, number, unacknowledged, length };
+        end.input(0, &[&header.encode()[..], &b"x"[..length as usize]].concat());
+    }
+    assert_eq!((end.read(9), end.buffers.left()), (b"x".to_vec(), 4096));
+}
+
+#[test]
 fn few_buffers_make_it_slow_and_not_stuck() {
     for seed in 0..100 {
         let end = || Box::new(Ours::with_buffers(Buffers::new(2000, 16)));

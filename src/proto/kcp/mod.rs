@@ -8,7 +8,7 @@
 //!
 //! A segment that was sent is *in flight* until it is acknowledged or taken for *lost*, and then waits to be sent again. It is
 //! lost when one that was sent later has been acknowledged, or by time: while no more than a few are in flight each has its own
-//! time-out; of many, only the oldest has, begun again by every acknowledgement.
+//! time-out; of many, only the one that the peer waits for has, begun again by every acknowledgement.
 //!
 //! Deliberately absent: congestion control and pacing, which belong to all conversations of a tunnel together; the opening and
 //! closing of streams; the verdict that a peer is dead. Time comes in as µs from any origin.

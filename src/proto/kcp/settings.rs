@@ -15,10 +15,10 @@ pub struct Settings {
     pub rto_first_us: u64,
     /// What a time-out allows beyond the smoothed round trip, at least; else four times its variation. Default 4 ms.
     pub rto_margin_us: u64,
-    /// Default 10 ms and 1 s.
+    /// Bounds of a time-out, above 0. Default 10 ms and 1 s.
     pub rto_min_us: u64,
     pub rto_max_us: u64,
-    /// A time-out as a share of the one before it. Default 150.
+    /// A time-out in percent of the one before it, which was missed. Default 150.
     pub backoff_percent: u64,
     pub overtaken: Overtaken,
 }
