@@ -6,10 +6,7 @@ use std::time::Duration;
 
 use nix::sys::epoll::{Epoll as Set, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use super::{Event, Readiness, Token};
-
-/// Events taken per turn. What is left is told in the next.
-const EVENTS_PER_TURN: usize = 1024;
+use super::{EVENTS_PER_TURN, Event, Readiness, Token};
 
 #[derive(Debug)]
 pub(super) struct Epoll {

@@ -22,6 +22,9 @@ pub use pipes::Pipes;
 pub use pump::{Outcome, Pump, Shared};
 use uring::Uring;
 
+/// Events enough for one turn. What is left is told in the next.
+const EVENTS_PER_TURN: usize = 1024;
+
 /// Names a watched socket in events: a slot of the caller's table, the generation of what sits there, and its role there.
 /// An event of a socket that was forgotten may still be on its way: the generation tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use std::time::Duration;
 use io_uring::squeue::Flags;
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 
-use super::{Event, Kind, Readiness, Token};
+use super::{EVENTS_PER_TURN, Event, Kind, Readiness, Token};
 
 /// Requests per submission. A full queue is submitted early, so this bounds nothing else.
 const SUBMISSIONS: u32 = 1024;
@@ -29,9 +29,6 @@ const COMPLETIONS_MAX: u32 = 65536;
 
 /// Pieces of work that the kernel does in one call at most, unless it is asked to wait for more (since Linux 6.13).
 const BATCH: u32 = 20;
-
-/// Enough for one turn; the rest waits for the next.
-const EVENTS_PER_TURN: usize = 1024;
 
 /// What the four low bits of `user_data` say.
 const OP_WATCH: u64 = 0;
