@@ -122,9 +122,6 @@ impl Pump {
         let before = self.moved;
         // A short read means a dry source, unless an end or an urgent mark stands behind it.
         let more = news.ended || news.urgent || self.doubtful;
-        if news.urgent && !self.holds_bytes() {
-            self.mode = Mode::default();
-        }
         let budget = if shared.pipes.are_scarce() { TURN_BYTES_WITHOUT_PIPES } else { TURN_BYTES };
         let outcome = loop {
             let stop = match &self.mode {
