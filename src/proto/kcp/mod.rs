@@ -376,6 +376,12 @@ impl Conversation {
         self.sender.in_flight()
     }
 
+    /// Bytes written that were never sent.
+    #[must_use]
+    pub fn unsent(&self) -> usize {
+        self.sender.unsent()
+    }
+
     /// Smoothed round trip. `None` before the first.
     #[must_use]
     pub fn rtt_us(&self) -> Option<u64> {

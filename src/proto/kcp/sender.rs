@@ -362,6 +362,10 @@ impl Sender {
         self.segments.flight.bytes
     }
 
+    pub fn unsent(&self) -> usize {
+        self.bytes - self.segments.flight.bytes - self.segments.lost.bytes
+    }
+
     pub fn rtt_us(&self) -> Option<u64> {
         self.rtt.smoothed()
     }
