@@ -2,6 +2,7 @@
 
 pub mod evp_bytes_to_key;
 pub mod kcp;
+pub mod kcptun;
 pub mod line;
 pub mod policy;
 pub mod status;
