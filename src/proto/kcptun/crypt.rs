@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use aes::cipher::consts::U16;
-use aes::cipher::{BlockCipherEncrypt, BlockSizeUser, InnerIvInit, KeyInit, KeyIvInit, StreamCipher};
+use aes::cipher::{BlockCipherEncrypt, InnerIvInit, KeyInit, KeyIvInit, StreamCipher};
 use aes::{Aes128Enc, Aes192Enc, Aes256Enc, Block};
 use salsa20::Salsa20;
 use sha1::Sha1;
@@ -78,7 +78,7 @@ enum Keyed {
     Aes128(Aes128Enc),
     Aes192(Aes192Enc),
     Salsa20(Zeroizing<[u8; KEY_BYTES]>),
-    Xor(Zeroizing<[u8; PACKET_BYTES_MAX]>),
+    Xor(Zeroizing<Box<[u8]>>),
     None,
     Null,
 }
@@ -95,8 +95,8 @@ impl Key {
             Cipher::Aes192 => Keyed::Aes192(Aes192Enc::new_from_slice(&key[..24]).expect("24 bytes")),
             Cipher::Salsa20 => Keyed::Salsa20(key),
             Cipher::Xor => {
-                let mut table = Zeroizing::new([0; PACKET_BYTES_MAX]);
-                pbkdf2::pbkdf2_hmac::<Sha1>(&*key, XOR_SALT, XOR_ROUNDS, &mut *table);
+                let mut table = Zeroizing::new(vec![0; PACKET_BYTES_MAX].into_boxed_slice());
+                pbkdf2::pbkdf2_hmac::<Sha1>(&*key, XOR_SALT, XOR_ROUNDS, &mut table);
                 Keyed::Xor(table)
             }
             Cipher::None => Keyed::None,
@@ -140,7 +140,7 @@ impl Key {
             Keyed::Aes128(aes) => encrypt_by_blocks(aes, packet),
             Keyed::Aes192(aes) => encrypt_by_blocks(aes, packet),
             Keyed::Salsa20(key) => salsa20(key, packet),
-            Keyed::Xor(table) => xor(&**table, packet),
+            Keyed::Xor(table) => xor(table, packet),
             Keyed::None | Keyed::Null => {}
         }
     }
@@ -151,17 +151,17 @@ impl Key {
             Keyed::Aes128(aes) => decrypt_by_blocks(aes, packet),
             Keyed::Aes192(aes) => decrypt_by_blocks(aes, packet),
             Keyed::Salsa20(key) => salsa20(key, packet),
-            Keyed::Xor(table) => xor(&**table, packet),
+            Keyed::Xor(table) => xor(table, packet),
             Keyed::None | Keyed::Null => {}
         }
     }
 }
 
-fn encrypt_by_blocks(aes: &(impl BlockCipherEncrypt + BlockSizeUser<BlockSize = U16>), packet: &mut [u8]) {
+fn encrypt_by_blocks(aes: &impl BlockCipherEncrypt<BlockSize = U16>, packet: &mut [u8]) {
     cfb_mode::Encryptor::inner_iv_init(aes, &INITIAL_VECTOR.into()).encrypt(packet);
 }
 
-fn decrypt_by_blocks(aes: &(impl BlockCipherEncrypt + BlockSizeUser<BlockSize = U16>), packet: &mut [u8]) {
+fn decrypt_by_blocks(aes: &impl BlockCipherEncrypt<BlockSize = U16>, packet: &mut [u8]) {
     cfb_mode::Decryptor::inner_iv_init(aes, &INITIAL_VECTOR.into()).decrypt(packet);
 }
 

@@ -197,6 +197,7 @@ impl Endpoint {
             }
             self.settle(id);
         }
+        self.forget_the_quiet();
         None
     }
 
@@ -236,16 +237,27 @@ impl Endpoint {
         entry
     }
 
-    /// It has sent what it had: now it waits for its deadline, or has something to tell.
+    /// It has sent what it had, and waits for its deadline; or has something to tell.
     fn settle(&mut self, id: SessionId) {
         let Some(entry) = self.sessions.get_mut(&id) else { return };
-        if entry.session.has_event() && !std::mem::replace(&mut entry.is_to_hear, true) {
+        if !std::mem::replace(&mut entry.is_to_hear, true) {
             self.to_hear.push_back(id);
         }
         if let Some(old) = std::mem::replace(&mut entry.deadline, entry.session.next_timeout()) {
             self.deadlines.remove(&(old, id));
         }
         self.deadlines.extend(entry.deadline.map(|deadline| (deadline, id)));
+    }
+
+    /// Of all that might have something to tell, those stay that do.
+    fn forget_the_quiet(&mut self) {
+        let Self { sessions, to_hear, .. } = self;
+        to_hear.retain(|id| {
+            sessions.get_mut(id).is_some_and(|entry| {
+                entry.is_to_hear = entry.session.has_event();
+                entry.is_to_hear
+            })
+        });
     }
 
     fn lose(&mut self, id: SessionId, reason: LostReason) {

@@ -227,7 +227,7 @@ impl Session {
     /// Appends packets of equal size, of which the last may be shorter, and tells that size: ready for `UDP_SEGMENT`. `None`
     /// when there is nothing to send now.
     pub fn poll_transmit(&mut self, now: u64, out: &mut Vec<u8>) -> Option<usize> {
-        self.now = now;
+        self.handle_timeout(now);
         let (mut size, mut room) = (None, BATCH_BYTES_MAX);
         for _ in 0..BATCH_PACKETS_MAX {
             if !self.make_packet() || self.packet.len() > size.unwrap_or(room).min(room) {
@@ -241,6 +241,7 @@ impl Session {
                 break;
             }
         }
+        self.read(); // Too many endings that had to be sent may have stopped it.
         size
     }
 

@@ -1,4 +1,8 @@
 //! Keeps the packets of the last groups, and brings back the data that is missing as soon as enough has arrived.
+//!
+//! Nothing is brought back before groups that came whole have proved the shape by their parity. A wrong one would make wrong
+//! packets that look right: where all packets have the same byte, as in the number of the conversation, whatever is made of
+//! them has it too.
 
 use std::collections::VecDeque;
 
@@ -11,11 +15,17 @@ use super::{Packet, SIZE_BYTES, Shape};
 /// with a wrong number costs one group and not all that follow.
 const GROUPS_MAX: usize = 3;
 
+/// Groups that prove a shape, if nothing comes between them that has no place in it. One is not enough: the first group of 10
+/// and 3 packets looks like one of 10 and 2.
+const PROOFS: u32 = 2;
+
 #[derive(Debug)]
 pub struct Decoder {
     learner: Learner,
-    /// `None` until the peer's shape is known.
+    /// What the peer is believed to use.
     code: Option<(Shape, ReedSolomon)>,
+    /// Groups that have proved it.
+    proofs: u32,
     groups: VecDeque<Group>,
     /// Buffers of shards that are done with, at most those of all groups.
     spare: Vec<Vec<u8>>,
@@ -33,7 +43,8 @@ impl Decoder {
     /// `shape` is what the peer is believed to use; what it does use is learned.
     #[must_use]
     pub fn new(shape: Option<Shape>) -> Self {
-        let mut decoder = Self { learner: Learner::default(), code: None, groups: VecDeque::new(), spare: Vec::new() };
+        let learner = Learner::default();
+        let mut decoder = Self { learner, code: None, proofs: 0, groups: VecDeque::new(), spare: Vec::new() };
         shape.into_iter().for_each(|shape| decoder.adopt(shape));
         decoder
     }
@@ -41,16 +52,20 @@ impl Decoder {
     /// Takes a packet and tells the payloads that it brought back. What is no packet of FEC is ignored.
     pub fn take(&mut self, bytes: &[u8], mut recovered: impl FnMut(&[u8])) {
         let Some(packet) = Packet::decode(bytes) else { return };
-        if let Some(shape) = self.learner.watch(packet.number, packet.kind)
-            && self.shape() != Some(shape)
+        if let Some(learned) = self.learner.watch(packet.number, packet.kind)
+            && self.shape() != Some(learned)
         {
-            self.adopt(shape);
+            self.adopt(learned);
         }
-        let Some(shape) = self.shape().filter(|shape| shape.kind(packet.number) == packet.kind) else { return };
+        let Some(shape) = self.shape() else { return };
+        if shape.kind(packet.number) != packet.kind {
+            self.proofs = 0;
+            return;
+        }
         let at = packet.number % shape.packets();
         let group = self.group(packet.number - at, shape);
         self.put(group, at as usize, packet.shard);
-        self.recover(group, shape, &mut recovered);
+        self.use_group(group, usize::from(shape.data), &mut recovered);
     }
 
     fn shape(&self) -> Option<Shape> {
@@ -60,6 +75,7 @@ impl Decoder {
     fn adopt(&mut self, shape: Shape) {
         self.groups.clear();
         self.spare.clear();
+        self.proofs = 0;
         self.code = ReedSolomon::new(shape.data.into(), shape.parity.into()).ok().map(|code| (shape, code));
     }
 
@@ -87,17 +103,20 @@ impl Decoder {
         }
     }
 
-    fn recover(&mut self, group: usize, shape: Shape, recovered: &mut impl FnMut(&[u8])) {
+    /// Brings back what is missing of a group, or lets it prove the shape. As soon as it has `data` shards it can do no more.
+    fn use_group(&mut self, group: usize, data: usize, recovered: &mut impl FnMut(&[u8])) {
         let shards = &mut self.groups[group].shards;
-        let data = usize::from(shape.data);
-        if shards.iter().filter(|(_, arrived)| *arrived).count() < data {
-            return;
-        }
+        let Some((_, code)) = self.code.as_ref().filter(|_| count(shards) >= data) else { return };
         let missing: Vec<usize> = (0..data).filter(|at| !shards[*at].1).collect();
-        if !missing.is_empty() && self.code.as_ref().is_some_and(|(_, code)| reconstruct(code, shards)) {
-            missing.iter().filter_map(|at| payload(&shards[*at].0)).for_each(recovered);
+        if self.proofs >= PROOFS {
+            if !missing.is_empty() && reconstruct(code, shards) {
+                missing.iter().filter_map(|at| payload(&shards[*at].0)).for_each(recovered);
+            }
+            self.finish(group);
+        } else if missing.is_empty() && count(shards) > data {
+            self.proofs = if is_proof(code, shards, data) { self.proofs + 1 } else { 0 };
+            self.finish(group);
         }
-        self.finish(group);
     }
 
     /// Of this group nothing is missing any more: what still comes of it finds no place.
@@ -107,8 +126,28 @@ impl Decoder {
     }
 }
 
+fn count(shards: &[(Vec<u8>, bool)]) -> usize {
+    shards.iter().filter(|(_, arrived)| *arrived).count()
+}
+
 /// Brings the data back that is missing. False when the shards do not fit together.
 fn reconstruct(code: &ReedSolomon, shards: &mut [(Vec<u8>, bool)]) -> bool {
+    fill_up(shards);
+    code.reconstruct_data(shards).is_ok()
+}
+
+/// Whether the parity that has arrived is that of the data, all of which has.
+fn is_proof(code: &ReedSolomon, shards: &mut [(Vec<u8>, bool)], data: usize) -> bool {
+    fill_up(shards);
+    let (data, parity) = shards.split_at(data);
+    let data: Vec<&[u8]> = data.iter().map(|(shard, _)| &shard[..]).collect();
+    let mut right: Vec<Vec<u8>> = parity.iter().map(|(shard, _)| shard.clone()).collect();
+    code.encode_sep(&data, &mut right).is_ok()
+        && parity.iter().zip(right).all(|((shard, arrived), right)| !arrived || *shard == right)
+}
+
+/// Makes all shards as long as the longest that has arrived.
+fn fill_up(shards: &mut [(Vec<u8>, bool)]) {
     let longest = shards.iter().filter(|(_, arrived)| *arrived).map(|(shard, _)| shard.len()).max().unwrap_or(0);
     shards.iter_mut().for_each(|(shard, arrived)| {
         if !*arrived {
@@ -116,7 +155,6 @@ fn reconstruct(code: &ReedSolomon, shards: &mut [(Vec<u8>, bool)]) -> bool {
         }
         shard.resize(longest, 0);
     });
-    code.reconstruct_data(shards).is_ok()
 }
 
 /// What a shard of data carries; its size says where the filling begins.
@@ -150,6 +188,11 @@ mod tests {
         packets
     }
 
+    /// Knows the shape, as it does after the first whole group.
+    fn decoder() -> Decoder {
+        Decoder { proofs: PROOFS, ..Decoder::new(Some(SHAPE)) }
+    }
+
     fn recovered<'a>(decoder: &mut Decoder, packets: impl Iterator<Item = &'a Vec<u8>>) -> Vec<Vec<u8>> {
         let mut recovered = Vec::new();
         packets.for_each(|packet| decoder.take(packet, |payload| recovered.push(payload.to_vec())));
@@ -174,7 +217,7 @@ mod tests {
             missing.dedup();
             missing.retain(|at| *at < 10);
             let missing: Vec<_> = missing.into_iter().map(|at| payload_of(&packets[at])).collect();
-            assert_eq!(recovered(&mut Decoder::new(Some(SHAPE)), arrived), missing, "{lost:?}");
+            assert_eq!(recovered(&mut decoder(), arrived), missing, "{lost:?}");
         }
     }
 
@@ -182,14 +225,14 @@ mod tests {
     fn of_a_group_with_four_packets_lost_nothing_comes_back() {
         let packets = packets(&mut Encoder::new(SHAPE), 1);
         let arrived = packets.iter().skip(4);
-        assert_eq!(recovered(&mut Decoder::new(Some(SHAPE)), arrived), [] as [Vec<u8>; 0]);
+        assert_eq!(recovered(&mut decoder(), arrived), [] as [Vec<u8>; 0]);
     }
 
     #[test]
     fn duplicates_bring_nothing_back_twice() {
         let packets = packets(&mut Encoder::new(SHAPE), 2);
         let arrived: Vec<_> = packets[1..].iter().flat_map(|packet| [packet, packet]).collect();
-        let back = recovered(&mut Decoder::new(Some(SHAPE)), arrived.iter().copied().chain(arrived.iter().copied()));
+        let back = recovered(&mut decoder(), arrived.iter().copied().chain(arrived.iter().copied()));
         assert_eq!(back, [payload_of(&packets[0])]);
     }
 
@@ -200,17 +243,46 @@ mod tests {
         let numbers: Vec<_> = packets.iter().map(|packet| Packet::decode(packet).expect("a packet").number).collect();
         assert_eq!(numbers, (last..last + 13).chain(0..13).collect::<Vec<_>>());
         let arrived = packets.iter().enumerate().filter(|(at, _)| ![2, 15].contains(at)).map(|(_, packet)| packet);
-        let back = recovered(&mut Decoder::new(Some(SHAPE)), arrived);
+        let back = recovered(&mut decoder(), arrived);
         assert_eq!(back, [payload_of(&packets[2]), payload_of(&packets[15])]);
+    }
+
+    #[test]
+    fn a_wrong_belief_about_the_shape_brings_nothing_back_that_was_not_sent() {
+        for seed in 0..2000_u32 {
+            let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
+            let mut lost = || {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                state >> 24 < 70
+            };
+            let packets = packets(&mut Encoder::new(SHAPE), 12);
+            let sent: Vec<_> = packets.iter().filter(|it| matches!(content(it), Content::Data(_))).collect();
+            let believed = Shape { data: 9 + (seed % 3) as u8, parity: 2 + (seed / 3 % 3) as u8 };
+            let arrived = packets.iter().filter(|_| !lost());
+            for back in recovered(&mut Decoder::new(Some(believed)), arrived) {
+                assert!(sent.iter().any(|packet| payload_of(packet) == back), "seed {seed}, {believed:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn two_whole_groups_prove_the_shape_in_whatever_order_they_come() {
+        let packets = packets(&mut Encoder::new(SHAPE), 4);
+        let order = (0..13).rev().chain(13..26).chain((26..39).rev()).chain(39..52);
+        for (lost, back) in [([0, 45], vec![45]), ([20, 45], vec![45]), ([7, 20], vec![]), ([4, 30], vec![])] {
+            let arrived = order.clone().filter(|at| !lost.contains(at)).map(|at| &packets[at]);
+            let back: Vec<_> = back.into_iter().map(|at: usize| payload_of(&packets[at])).collect();
+            assert_eq!(recovered(&mut Decoder::new(Some(SHAPE)), arrived), back, "without {lost:?}");
+        }
     }
 
     #[test]
     fn another_shape_of_the_peer_is_learned() {
         for believed in [None, Some(Shape { data: 20, parity: 4 })] {
-            let packets = packets(&mut Encoder::new(SHAPE), 4);
-            let arrived = packets.iter().enumerate().filter(|(at, _)| *at != 30).map(|(_, packet)| packet);
+            let packets = packets(&mut Encoder::new(SHAPE), 5);
+            let arrived = packets.iter().enumerate().filter(|(at, _)| *at != 55).map(|(_, packet)| packet);
             let back = recovered(&mut Decoder::new(believed), arrived);
-            assert_eq!(back, [payload_of(&packets[30])], "{believed:?}");
+            assert_eq!(back, [payload_of(&packets[55])], "{believed:?}");
         }
     }
 

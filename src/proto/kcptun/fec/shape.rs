@@ -65,8 +65,8 @@ impl Learner {
 }
 
 fn shape(next: u32, data: u32, parity: u32) -> Option<Shape> {
-    let fits = data + parity <= LEARNED_MAX && next % (data + parity) == 0;
-    fits.then(|| Shape { data: data as u8, parity: parity as u8 }) // No more than 64 each.
+    let fits = data + parity <= LEARNED_MAX && next.is_multiple_of(data + parity);
+    fits.then_some(Shape { data: data as u8, parity: parity as u8 }) // No more than 64 each.
 }
 
 #[cfg(test)]

@@ -33,6 +33,9 @@ const OUTGOING_BYTES_MAX: usize = 256 << 10;
 const ALL_OUTGOING_BYTES_MAX: usize = 4 << 20;
 const OUTGOING_BYTES_MIN: usize = 4 << 10;
 
+/// The least that a stream of version 2 may keep unread, once it has been read from.
+const WINDOW_BYTES_MIN: u32 = 16 << 10;
+
 /// Events that nobody has asked for, and streams whose end the peer has to be told. At these bounds nothing more is taken.
 const EVENTS_MAX: usize = 1024;
 const ENDINGS_MAX: usize = 1024;
@@ -54,7 +57,9 @@ pub struct Garbled;
 pub struct Mux {
     version: Version,
     limits: Limits,
-    /// Of the next stream that is opened here. `None` where only the peer opens any, or all are used up.
+    /// Streams are opened here, or there.
+    opens: bool,
+    /// Number of the next one. `None` when all are used up.
     next: Option<u32>,
     streams: BTreeMap<u32, Stream>,
     /// Bytes that may still be kept for readers.
@@ -89,7 +94,8 @@ impl Mux {
         Self {
             version,
             limits,
-            next: opens.then_some(3),
+            opens,
+            next: Some(3),
             streams: BTreeMap::new(),
             space: limits.unread_bytes,
             expects: Expects::Header,
@@ -183,11 +189,11 @@ impl Mux {
         if self.streams.contains_key(&id) {
             return;
         }
-        if self.opens() || self.streams.len() >= self.limits.streams {
+        if self.opens || self.streams.len() >= self.limits.streams {
             self.endings.push_back(id);
             return;
         }
-        self.streams.insert(id, Stream::new(self.version, self.limits.stream_unread_bytes));
+        self.streams.insert(id, Stream::new(self.version));
         self.events.push_back(Event::Opened(StreamId(id)));
     }
 
@@ -251,15 +257,11 @@ impl Mux {
 
     // What the user does.
 
-    fn opens(&self) -> bool {
-        self.next.is_some()
-    }
-
     /// `None` where the peer opens streams, and when there are too many.
     pub fn open(&mut self) -> Option<StreamId> {
-        let id = self.next.filter(|_| self.streams.len() < self.limits.streams)?;
+        let id = self.next.filter(|_| self.opens && self.streams.len() < self.limits.streams)?;
         self.next = id.checked_add(2);
-        let mut stream = Stream::new(self.version, self.limits.stream_unread_bytes);
+        let mut stream = Stream::new(self.version);
         stream.owes_open = true;
         self.streams.insert(id, stream);
         self.queue(id);
@@ -377,11 +379,10 @@ impl Mux {
     }
 
     fn next_turn(&mut self) -> Option<u32> {
-        if self.fresh_turns < FRESH_TURNS_MAX || self.busy.is_empty() {
-            if let Some(id) = self.fresh.pop_front() {
-                self.fresh_turns += 1;
-                return Some(id);
-            }
+        let is_for_fresh = self.fresh_turns < FRESH_TURNS_MAX || self.busy.is_empty();
+        if is_for_fresh && let Some(id) = self.fresh.pop_front() {
+            self.fresh_turns = (self.fresh_turns + 1).min(FRESH_TURNS_MAX);
+            return Some(id);
         }
         self.fresh_turns = 0;
         self.busy.pop_front()
@@ -406,9 +407,10 @@ impl Mux {
     }
 
     fn append_small(&mut self, id: u32, out: &mut Vec<u8>) {
+        let window = self.window();
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let opens = std::mem::take(&mut stream.owes_open);
-        let update = stream.owes_update.then(|| stream.update());
+        let update = stream.owes_update.then(|| stream.update(window));
         if opens {
             self.append(Command::Open, id, 0, out);
         }
@@ -416,6 +418,13 @@ impl Mux {
             self.append(Command::Update, id, UPDATE_BYTES, out);
             out.extend_from_slice(&update.encode());
         }
+    }
+
+    /// Bytes that one more stream may keep unread: never all that are left, so that a few readers that stop do not hold up the
+    /// others.
+    fn window(&self) -> u32 {
+        let share = u32::try_from(self.space / 2).unwrap_or(u32::MAX);
+        share.max(WINDOW_BYTES_MIN).min(self.limits.stream_unread_bytes)
     }
 
     fn append_payload(&mut self, id: u32, out: &mut Vec<u8>) {

@@ -17,8 +17,6 @@ pub struct StreamId(pub(super) u32);
 #[derive(Debug)]
 pub struct Stream {
     version: Version,
-    /// Bytes we keep unread, as told to the peer. Version 2 only.
-    window: u32,
     pub incoming: VecDeque<u8>,
     pub outgoing: VecDeque<u8>,
     /// The peer is to be told that there is a stream.
@@ -33,9 +31,9 @@ pub struct Stream {
     pub is_readable_told: bool,
     /// The user wrote more than there was room for.
     pub wants_room: bool,
-    /// Bytes read since the beginning, and what of that the peer has been told.
+    /// Bytes read since the beginning, and what the peer was told last.
     read: u32,
-    told: Option<u32>,
+    told: Option<Update>,
     /// Bytes sent since the beginning, what the peer has read of them, and its window.
     sent: u32,
     peer_read: u32,
@@ -53,10 +51,9 @@ pub enum Half {
 }
 
 impl Stream {
-    pub fn new(version: Version, window: u32) -> Self {
+    pub fn new(version: Version) -> Self {
         Self {
             version,
-            window,
             incoming: VecDeque::new(),
             outgoing: VecDeque::new(),
             owes_open: false,
@@ -78,14 +75,15 @@ impl Stream {
     pub fn consume(&mut self, bytes: usize) {
         discard(&mut self.incoming, bytes);
         self.read = self.read.wrapping_add(bytes as u32); // Counts modulo 2^32.
-        let is_due = self.told.is_none_or(|told| self.read.wrapping_sub(told) >= self.window / 2);
+        let is_due = self.told.is_none_or(|told| self.read.wrapping_sub(told.consumed) >= told.window / 2);
         self.owes_update |= self.version == Version::V2 && !self.peer_finished && is_due;
     }
 
-    pub fn update(&mut self) -> Update {
-        self.owes_update = false;
-        self.told = Some(self.read);
-        Update { consumed: self.read, window: self.window }
+    /// What the peer is told when we keep so many bytes unread.
+    pub fn update(&mut self, window: u32) -> Update {
+        let update = Update { consumed: self.read, window };
+        (self.owes_update, self.told) = (false, Some(update));
+        update
     }
 
     /// Takes the peer's word. False when it has read what was never sent.
