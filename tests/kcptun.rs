@@ -200,14 +200,7 @@ fn kcptun_or_skip(test: &str) -> bool {
 }
 
 fn settings(case: Case, base: Settings) -> Settings {
-    Settings {
-        cipher: Cipher::by_name(case.crypt).expect("a cipher that we know"),
-        fec: case.fec,
-        mode: Mode::Fast3,
-        version: case.version,
-        compresses: case.compresses,
-        ..base
-    }
+    Settings { fec: case.fec, mode: Mode::Fast3, version: case.version, compresses: case.compresses, ..base }
 }
 
 fn their_client(case: Case) -> (EchoServer, RealClient) {
@@ -218,7 +211,7 @@ fn their_client(case: Case) -> (EchoServer, RealClient) {
 fn their_client_with(case: Case, settings: Settings) -> (EchoServer, RealClient) {
     let socket = udp_socket();
     let address = socket.local_addr().expect("it is bound");
-    let endpoint = Endpoint::server(settings.clone(), key(&settings), seed());
+    let endpoint = Endpoint::server(settings, key(case), seed());
     let server = EchoServer::start(Ours::new(endpoint, socket));
     (server, RealClient::start(case, Path::start(address, case.lost)))
 }
@@ -230,13 +223,13 @@ fn their_server(case: Case, target: SocketAddr) -> (Ours, RealServer) {
 /// Our client, which has a session with the real server behind a lossy path.
 fn their_server_with(case: Case, settings: Settings, target: SocketAddr) -> (Ours, RealServer) {
     let server = RealServer::start(case, target);
-    let mut endpoint = Endpoint::client(settings.clone(), key(&settings), seed());
+    let mut endpoint = Endpoint::client(settings, key(case), seed());
     let session = endpoint.connect(0, server.path.address);
     (Ours { session, ..Ours::new(endpoint, udp_socket()) }, server)
 }
 
-fn key(settings: &Settings) -> Key {
-    Key::new(settings.cipher, PASSWORD.as_bytes())
+fn key(case: Case) -> Key {
+    Key::new(Cipher::by_name(case.crypt).expect("a cipher that we know"), PASSWORD.as_bytes())
 }
 
 const PASSWORD: &str = "a password";

@@ -122,7 +122,7 @@ impl Endpoint {
         let beginning = self.beginning(payload);
         if let Some(id) = known {
             let is_new = beginning.is_some_and(|header| {
-                header.number == 0 && header.conversation != self.sessions[&id].session.status().conversation
+                header.number == 0 && header.conversation != self.sessions[&id].session.conversation()
             });
             if !is_new {
                 return Some(id);

@@ -145,6 +145,10 @@ impl Session {
         }
     }
 
+    pub(super) fn conversation(&self) -> u32 {
+        self.id
+    }
+
     pub(super) fn lose(&mut self, reason: LostReason) {
         (self.state, self.event) = (State::Lost, Some(Event::Lost(reason)));
         self.packet.clear();

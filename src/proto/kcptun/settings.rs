@@ -1,15 +1,13 @@
-//! What kcptun can be told by its flags, under the names we give it. Cipher, password, mode, compression and version of smux
-//! must be the same at both ends; the rest may differ.
+//! What kcptun can be told by its flags, under the names we give it, beside cipher and password, of which a
+//! [`Key`](super::Key) is made. These two, compression and the version of smux must be the same at both ends.
 
-use super::crypt::{Cipher, PACKET_BYTES_MAX};
+use super::crypt::PACKET_BYTES_MAX;
 use super::fec::Shape;
 use super::smux::frame::Version;
 use crate::proto::kcp::{self, Mode};
 
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `crypt`. Default AES-256.
-    pub cipher: Cipher,
     /// `datashard` and `parityshard`. Default 10 and 3; `None` sends no parity. What the peer does is found out.
     pub fec: Option<Shape>,
     /// `mode`. Default fast.
@@ -62,7 +60,6 @@ impl Settings {
     #[must_use]
     pub fn client() -> Self {
         Self {
-            cipher: Cipher::Aes,
             fec: Some(Shape { data: 10, parity: 3 }),
             mode: Mode::Fast,
             mtu: 1350,

@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::frame::{Command, Header, Update};
 use super::*;
 
 const LIMITS: Limits = Limits { streams: 100, unread_bytes: 1 << 20, stream_unread_bytes: 128 << 10 };
@@ -221,22 +222,6 @@ fn a_stream_that_has_just_got_something_does_not_wait_for_those_that_send_for_lo
 }
 
 #[test]
-fn streams_that_always_have_just_got_something_do_not_stop_the_others() {
-    let mut client = client(Version::V1);
-    let [bulk, game] = [(); 2].map(|()| client.open().expect("a stream"));
-    sent(&mut client);
-    client.write(bulk, &[0; 100_000]);
-    let mut turns_of_bulk = 0;
-    for _ in 0..100 {
-        client.write(game, b"move");
-        let mut out = Vec::new();
-        client.write_frames(1, &mut out);
-        turns_of_bulk += u32::from(out[4] == 3);
-    }
-    assert!((10..=12).contains(&turns_of_bulk), "{turns_of_bulk} of 100");
-}
-
-#[test]
 fn a_server_closes_streams_beyond_its_number_and_a_client_all_that_the_peer_opens() {
     let mut server = server(Version::V1);
     for id in 0..=LIMITS.streams as u32 {
@@ -329,7 +314,6 @@ proptest! {
             let unsent: usize = mux.streams.values().map(|stream| stream.outgoing.len()).sum();
             prop_assert_eq!((unread + mux.space, unsent), (200, mux.outgoing));
             prop_assert!(mux.streams.len() <= 2);
-            prop_assert!(mux.fresh.len() + mux.busy.len() <= 2);
         }
     }
 }
