@@ -363,7 +363,7 @@ impl Sender {
     }
 
     pub fn unsent(&self) -> usize {
-        self.bytes - self.segments.flight.bytes - self.segments.lost.bytes
+        self.written.unsent()
     }
 
     pub fn rtt_us(&self) -> Option<u64> {

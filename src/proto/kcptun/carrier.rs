@@ -44,9 +44,9 @@ impl Carrier {
     /// When what arrived cannot be decompressed.
     pub fn peek(&mut self) -> Result<&[u8], Garbled> {
         let Self { conversation, buffers, compression, .. } = self;
-        let Some((_, decompressor)) = compression else { return Ok(conversation.peek()) };
+        let Some((_, decompressor)) = compression else { return Ok(conversation.peek(buffers)) };
         while decompressor.readable().is_empty() && conversation.readable() > 0 {
-            let taken = decompressor.take(conversation.peek())?;
+            let taken = decompressor.take(conversation.peek(buffers))?;
             conversation.consume(taken, buffers);
         }
         Ok(decompressor.readable())
@@ -94,7 +94,7 @@ impl Carrier {
     /// Appends segments, up to `room` bytes, and says whether there were any.
     pub fn flush(&mut self, now: u64, room: usize, out: &mut Vec<u8>) -> bool {
         self.hand_over();
-        self.conversation.flush(now, room, 0, Stamp::default(), out) > 0
+        self.conversation.flush(now, room, 0, Stamp::default(), &self.buffers, out) > 0
     }
 
     pub fn next_timeout(&self) -> Option<u64> {
