@@ -270,7 +270,8 @@ impl Sender {
             following = segment.next;
             let is_due = u32::from(segment.repeats) < times && segment.last_time() < to.now;
             if is_due && to.fits(segment.piece.length as usize) {
-                self.segments[number].repeats += 1;
+                let segment = &mut self.segments[number];
+                segment.repeats = segment.repeats.saturating_add(1);
                 self.append(number, &mut to);
                 self.counters.repeated += 1;
             }
