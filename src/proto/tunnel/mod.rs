@@ -1,0 +1,3 @@
+//! Many streams and datagrams between two peers, inside authenticated datagrams.
+
+pub mod pacer;
