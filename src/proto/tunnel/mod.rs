@@ -16,6 +16,7 @@
 
 mod endpoint;
 mod keys;
+pub mod pacer;
 mod settings;
 mod streams;
 
