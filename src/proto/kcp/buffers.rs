@@ -42,13 +42,22 @@ impl Buffers {
         self.most - self.made + self.free.len()
     }
 
-    pub(super) fn take(&mut self, purpose: Use) -> Option<Buffer> {
-        let reserved = match purpose {
+    /// How many of those may be filled by writing.
+    #[must_use]
+    pub fn left_to_write(&self) -> usize {
+        self.left().saturating_sub(self.reserved(Use::Write))
+    }
+
+    fn reserved(&self, purpose: Use) -> usize {
+        match purpose {
             Use::Write => self.most / 4,
             Use::AboveGap => self.most / 8,
             Use::InOrder => 0,
-        };
-        if self.left() <= reserved {
+        }
+    }
+
+    pub(super) fn take(&mut self, purpose: Use) -> Option<Buffer> {
+        if self.left() <= self.reserved(purpose) {
             return None;
         }
         let buffer = self.free.pop();

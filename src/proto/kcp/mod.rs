@@ -168,6 +168,16 @@ impl Conversation {
         self.sender.set_segment_bytes(bytes);
     }
 
+    /// Bytes written and not acknowledged that there may be from now on.
+    pub fn set_send_bytes(&mut self, bytes: usize) {
+        self.sender.set_send_bytes(bytes);
+    }
+
+    /// Segments arrived and not read that there may be from now on. What was promised before and has not come may be refused.
+    pub fn set_receive_window(&mut self, segments: u16) {
+        self.receiver.set_window(segments);
+    }
+
     /// Bytes written that the peer has not acknowledged.
     #[must_use]
     pub fn unacknowledged(&self) -> usize {

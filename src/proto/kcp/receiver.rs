@@ -105,6 +105,10 @@ impl Receiver {
         true
     }
 
+    pub fn set_window(&mut self, segments: u16) {
+        self.window = segments;
+    }
+
     /// Bytes in order, not yet read.
     pub fn readable(&self) -> usize {
         self.readable
@@ -143,7 +147,7 @@ impl Receiver {
     }
 
     fn room(&self) -> u16 {
-        self.window - self.next.wrapping_sub(self.read) as u16 // Never more than a window is unread.
+        self.window.saturating_sub(self.next.wrapping_sub(self.read) as u16) // What is unread fits a u16, as windows do.
     }
 
     /// Whether the peer waits to be told of the room: it asked, or believes that there is none while a quarter is free again.

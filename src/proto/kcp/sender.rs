@@ -102,7 +102,7 @@ impl Sender {
     pub fn room(&self) -> usize {
         let window = usize::from(self.settings.send_window) - self.end.wrapping_sub(self.first) as usize;
         let last = if self.unsent == self.end { 0 } else { self.unfilled() };
-        (window * self.settings.segment_bytes + last).min(self.settings.send_bytes - self.bytes)
+        (window * self.settings.segment_bytes + last).min(self.settings.send_bytes.saturating_sub(self.bytes))
     }
 
     fn unfilled(&self) -> usize {
@@ -111,6 +111,10 @@ impl Sender {
 
     pub fn set_segment_bytes(&mut self, bytes: usize) {
         self.settings.segment_bytes = bytes;
+    }
+
+    pub fn set_send_bytes(&mut self, bytes: usize) {
+        self.settings.send_bytes = bytes;
     }
 
     pub fn unacknowledged(&self) -> usize {

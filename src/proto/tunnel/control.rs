@@ -14,6 +14,7 @@ use super::StreamId;
 use super::events::ResetReason;
 use super::handshake::{ANSWER_BYTES, OFFER_BYTES};
 use super::wire::Malformed;
+use crate::proto::kcp::{Acked, Buffers, Conversation, Invalid, Settings};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -118,29 +119,87 @@ fn parse(kind: u8, body: &[u8]) -> Result<Message, Malformed> {
     })
 }
 
-/// Messages that wait for room in the conversation.
-#[derive(Debug, Default)]
-pub struct Outbox {
-    messages: VecDeque<Message>,
+/// Conversation 0 and what waits for it. It has buffers of its own, so that no stream can fill them.
+#[derive(Debug)]
+pub struct Control {
+    pub conversation: Conversation,
+    buffers: Buffers,
+    /// Messages that wait for room. Bounded by whoever pushes: a few for each stream.
+    outbox: VecDeque<Message>,
+    inbox: Inbox,
+    scratch: Vec<u8>,
 }
 
-impl Outbox {
+/// Fits the smallest packet.
+const SEGMENT_BYTES: usize = 1100;
+
+/// Segments on their way, each direction, and the buffers for both. One segment holds the messages of 80 streams.
+const WINDOW: u16 = 128;
+const BUFFERS: usize = 512;
+
+impl Control {
+    pub fn new(rto_first_us: u64) -> Self {
+        let settings = Settings {
+            segment_bytes: SEGMENT_BYTES,
+            send_window: WINDOW,
+            receive_window: WINDOW,
+            rto_first_us,
+            ..Settings::default()
+        };
+        Self {
+            conversation: Conversation::new(0, settings),
+            buffers: Buffers::new(SEGMENT_BYTES, BUFFERS),
+            outbox: VecDeque::new(),
+            inbox: Inbox::default(),
+            scratch: Vec::new(),
+        }
+    }
+
     pub fn push(&mut self, message: Message) {
-        self.messages.push_back(message);
+        self.outbox.push_back(message);
+        self.write_messages();
     }
 
-    pub fn front(&self) -> Option<&Message> {
-        self.messages.front()
+    /// Messages that wait for room.
+    pub fn waiting(&self) -> usize {
+        self.outbox.len()
     }
 
-    pub fn pop(&mut self) {
-        self.messages.pop_front();
+    /// Takes the segments with which `segments` begins, see [`Conversation::input`].
+    pub fn input(&mut self, now: u64, segments: &[u8], on_acked: impl FnMut(Acked)) -> Result<usize, Invalid> {
+        let taken = self.conversation.input(now, segments, &mut self.buffers, on_acked);
+        self.write_messages();
+        taken
     }
 
-    pub fn len(&self) -> usize {
-        self.messages.len()
+    /// The next message that has arrived.
+    pub fn pop(&mut self) -> Result<Option<Message>, Malformed> {
+        loop {
+            let piece = self.conversation.peek();
+            if piece.is_empty() {
+                return Ok(None);
+            }
+            let (taken, message) = self.inbox.take(piece)?;
+            self.conversation.consume(taken, &mut self.buffers);
+            if message.is_some() {
+                return Ok(message);
+            }
+        }
+    }
+
+    fn write_messages(&mut self) {
+        while self.conversation.room() >= MESSAGE_BYTES_MAX
+            && let Some(message) = self.outbox.pop_front()
+        {
+            self.scratch.clear();
+            message.emit(&mut self.scratch);
+            let written = self.conversation.write(&self.scratch, &mut self.buffers);
+            assert_eq!(written, self.scratch.len(), "there are more buffers than the window takes");
+        }
     }
 }
+
+const _: () = assert!(BUFFERS * 3 / 4 > WINDOW as usize + WINDOW as usize);
 
 #[cfg(test)]
 mod tests {
