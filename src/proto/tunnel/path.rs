@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use super::frames::Token;
+use super::frames::{Frame, Token};
 
 /// How often a candidate is asked, and how long between, in µs.
 const ASK_MAX: u32 = 10;
@@ -80,15 +80,10 @@ impl Path {
         self.response.take_if(|(to, _)| *to == self.remote).map(|(_, token)| token)
     }
 
-    pub fn has_response(&self) -> bool {
-        self.response.is_some()
-    }
-
-    /// To another address than the path's: where, a token to be sent back, and a token to be asked for. Together they take
-    /// `bytes` at most.
-    pub fn take_aside(&mut self, now: u64, bytes: usize) -> Option<(SocketAddr, Option<Token>, Option<Token>)> {
+    /// What is to be sent to another address than the path's, in a packet of `bytes`.
+    pub fn take_aside(&mut self, now: u64, bytes: usize) -> Option<(SocketAddr, Frame<'static>)> {
         if let Some((to, token)) = self.response.take_if(|(to, _)| *to != self.remote) {
-            return Some((to, Some(token), None)); // As long as what it answers.
+            return Some((to, Frame::Response(token))); // As long as what it answers.
         }
         let candidate = self.candidate.as_mut().filter(|candidate| candidate.ask_at <= now)?;
         candidate.ask_at = now + ASK_US;
@@ -101,7 +96,7 @@ impl Path {
         }
         candidate.sent += bytes;
         candidate.asked += 1;
-        Some((candidate.address, None, Some(candidate.token)))
+        Some((candidate.address, Frame::Challenge(candidate.token)))
     }
 
     /// When [`Self::take_aside`] is to be asked.
@@ -128,7 +123,7 @@ mod tests {
     #[test]
     fn a_peer_that_moves_is_followed_once_it_has_answered_from_there() {
         let mut path = moved();
-        assert_eq!(path.take_aside(0, BYTES), Some((AWAY, None, Some(TOKEN))));
+        assert_eq!(path.take_aside(0, BYTES), Some((AWAY, Frame::Challenge(TOKEN))));
         assert_eq!((path.take_aside(0, BYTES), path.remote()), (None, HOME));
         assert!(!path.on_response(HOME, TOKEN), "from elsewhere");
         assert!(!path.on_response(AWAY, [8; 8]), "another token");
@@ -163,7 +158,7 @@ mod tests {
         assert_eq!((path.take_aside(0, BYTES), path.take_response()), (None, Some(TOKEN)));
         path.on_challenge(AWAY, TOKEN);
         assert_eq!(path.take_response(), None);
-        assert_eq!(path.take_aside(0, BYTES), Some((AWAY, Some(TOKEN), None)));
-        assert!(!path.has_response());
+        assert_eq!(path.take_aside(0, BYTES), Some((AWAY, Frame::Response(TOKEN))));
+        assert_eq!(path.take_aside(0, BYTES), None);
     }
 }

@@ -24,7 +24,7 @@ use super::seal::Session;
 use super::sessions::Sessions;
 use super::stream::StreamId;
 use super::streams::Streams;
-use super::{Service, Settings, Status, Traffic};
+use super::{Service, ServiceName, Settings, Status, Traffic};
 use crate::proto::kcp::Buffers;
 
 /// One peer: its streams and datagrams.
@@ -32,6 +32,7 @@ use crate::proto::kcp::Buffers;
 pub struct Tunnel {
     pub(super) role: Role,
     pub(super) phase: Phase,
+    pub(super) name: ServiceName,
     pub(super) service: Service,
     pub(super) settings: Settings,
     pub(super) key: Arc<Key>,
@@ -98,6 +99,7 @@ pub(super) enum Phase {
 pub(super) struct Beginning {
     pub role: Role,
     pub remote: SocketAddr,
+    pub name: ServiceName,
     pub service: Service,
     pub key: Arc<Key>,
     pub session: Session,
@@ -112,7 +114,7 @@ const RTO_MARGIN_US: u64 = 10_000;
 
 impl Tunnel {
     pub(super) fn new(now: u64, settings: &Settings, beginning: Beginning) -> Self {
-        let Beginning { role, remote, service, key, session, seed, rtt_us } = beginning;
+        let Beginning { role, remote, name, service, key, session, seed, rtt_us } = beginning;
         let mut random = Random::new(seed);
         let pacer_seed = u64::from_ne_bytes(random.draw());
         let pacer = pacer::Settings { rate_max: settings.rate_max, seed: pacer_seed, ..pacer::Settings::default() };
@@ -120,6 +122,7 @@ impl Tunnel {
         let mut tunnel = Self {
             role,
             phase: Phase::Open,
+            name,
             service,
             settings: settings.clone(),
             key,
@@ -256,8 +259,8 @@ impl Tunnel {
 
     /// The service that it leads to.
     #[must_use]
-    pub fn service(&self) -> &Service {
-        &self.service
+    pub fn service(&self) -> (&ServiceName, Service) {
+        (&self.name, self.service)
     }
 
     /// Tells the peer, as far as one packet can. Of this tunnel nothing is heard any more.

@@ -2,12 +2,17 @@
 //! travel in pieces, and when one is lost the frame is.
 
 use super::frames::{Frame, PIECE_HEAD, Piece};
+use super::mtu::MTU_MIN;
+use super::wire::OVERHEAD_BYTES;
 
 /// Pieces of a frame. At 1,164 bytes a piece, 64 carry the longest datagram.
 const COUNT_MAX: usize = 64;
 
 /// Bytes of a piece: the longest packet that is ever tried has fewer.
 const PIECE_BYTES_MAX: usize = 1452;
+
+/// The longest frame that certainly can be sent.
+pub const FRAME_BYTES_MAX: usize = COUNT_MAX * (MTU_MIN - OVERHEAD_BYTES - PIECE_HEAD - 1);
 
 /// Frames that are put together at the same time; the oldest is given up for another. Few come in pieces, and their pieces
 /// together.

@@ -145,6 +145,6 @@ impl Sessions {
 
     /// When the visitor has to think of a handshake.
     pub fn renewal_at(&self) -> Option<u64> {
-        self.offered.is_none().then_some(self.began_at + RENEW_US)
+        self.offered.is_none().then(|| self.began_at + RENEW_US)
     }
 }

@@ -14,7 +14,7 @@ pub struct Settings {
     /// Tunnels, those whose handshake is not complete included; further handshakes are not answered. Default 1,024.
     pub tunnels_max: usize,
     /// What a tunnel keeps at most of all its streams' bytes, here: written and not acknowledged, arrived and not read.
-    /// Default 16 MiB.
+    /// Default 32 MiB.
     pub buffer_bytes_max: usize,
     /// Silence before the peer is asked whether it lives, in µs: three answers missing and 10 s more end the tunnel. Default
     /// 15 s: NATs often forget a UDP mapping after 30 s.
@@ -23,6 +23,9 @@ pub struct Settings {
     pub handshake_us: u64,
     /// The longest datagram to try, in bytes of UDP payload, from 1,200. Default 1,452: Ethernet with IPv6.
     pub mtu_max: usize,
+    /// The first byte of all ids that packets to us begin with: a socket's filter can tell by it to which of several processes a
+    /// packet goes. `None`: any. Default `None`.
+    pub ids_begin_with: Option<u8>,
 }
 
 /// How often the segments of a thin stream are sent again in the datagrams that follow, before anybody misses them.
@@ -33,11 +36,9 @@ pub enum Repeats {
     Fixed(u32),
 }
 
-/// What a provider publishes and a visitor reaches.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What a service is like, behind its name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Service {
-    /// At most 64 bytes.
-    pub name: String,
     /// Its ports, counted from 0 for each protocol.
     pub tcp_ports: u8,
     pub udp_ports: u8,
@@ -53,10 +54,11 @@ impl Default for Settings {
             repeats: Repeats::Adaptive,
             streams_max: 4096,
             tunnels_max: 1024,
-            buffer_bytes_max: 16 << 20,
+            buffer_bytes_max: 32 << 20,
             keep_alive_us: 15_000_000,
             handshake_us: 30_000_000,
             mtu_max: 1452,
+            ids_begin_with: None,
         }
     }
 }

@@ -133,6 +133,11 @@ impl Stream {
         }
     }
 
+    /// Whether it is bulk now.
+    pub fn look_at_class(&mut self, now: u64) -> bool {
+        self.class.look(now, self.conversation.unacknowledged())
+    }
+
     /// Has segments to send.
     pub fn is_eager(&self) -> bool {
         self.conversation.has_lost() || self.conversation.has_new()
