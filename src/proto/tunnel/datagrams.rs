@@ -41,10 +41,6 @@ impl Queue {
         self.bytes.extend(bytes);
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.heads.is_empty()
-    }
-
     /// Bytes of the frame that the first would make.
     pub fn frame_bytes(&self) -> Option<usize> {
         self.heads.front().map(|(info, length)| Datagram::frame_bytes(usize::from(*length), info.player))
@@ -98,7 +94,7 @@ mod tests {
             assert_eq!(queue.pop_bytes(&mut bytes), Some(info(session)));
             assert_eq!(bytes, vec![session as u8; length]);
         }
-        assert!(queue.is_empty());
+        assert_eq!(queue.frame_bytes(), None);
     }
 
     #[test]

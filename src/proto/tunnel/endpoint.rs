@@ -421,6 +421,10 @@ impl Connecting {
         };
         let rtt_us = self.sent_once.map(|sent| now.saturating_sub(sent).max(1));
         let (role, key) = (Role::Visitor, self.key.clone());
-        Some(Tunnel::new(now, settings, Beginning { role, remote: from, name: self.name, service, key, session, seed, rtt_us }))
+        Some(Tunnel::new(
+            now,
+            settings,
+            Beginning { role, remote: from, name: self.name, service, key, session, seed, rtt_us },
+        ))
     }
 }

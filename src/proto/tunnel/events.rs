@@ -90,8 +90,7 @@ impl CloseReason {
 }
 
 impl ResetReason {
-    const KNOWN: [Self; 6] =
-        [Self::Reset, Self::Refused, Self::TimedOut, Self::NoSuchPort, Self::TooMany, Self::Fault];
+    const KNOWN: [Self; 6] = [Self::Reset, Self::Refused, Self::TimedOut, Self::NoSuchPort, Self::TooMany, Self::Fault];
 
     pub(super) fn to_byte(self) -> u8 {
         match self {

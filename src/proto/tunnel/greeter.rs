@@ -6,7 +6,6 @@
 //! has begun or it was forgotten.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::handshake::{self, ANSWER_BYTES, OFFER_BYTES};
@@ -83,7 +82,15 @@ impl Greeter {
         self.services.iter().any(|served| served.key.id() == id)
     }
 
-    pub fn greet(&mut self, now: u64, to: Id, offer: &[u8], has_aes: bool, new_id: Id, random: &mut Random) -> Greeting {
+    pub fn greet(
+        &mut self,
+        now: u64,
+        to: Id,
+        offer: &[u8],
+        has_aes: bool,
+        new_id: Id,
+        random: &mut Random,
+    ) -> Greeting {
         let Some(fingerprint) = fingerprint(offer) else { return Greeting::Silence };
         if let Some(pending) = self.pending.iter().find(|pending| pending.offer == fingerprint) {
             return Greeting::Again(pending.answer);

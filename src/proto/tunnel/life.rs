@@ -166,9 +166,7 @@ impl Tunnel {
         let stream = self.streams.at(place);
         let id = stream.id;
         let bytes = stream.conversation.peek();
-        let mut rest = bytes;
-        let Some((&port, after)) = bytes.split_first() else { return false };
-        rest = after;
+        let Some((&port, mut rest)) = bytes.split_first() else { return false };
         let Ok(player) = parse_optional_address(&mut rest) else {
             // Its opener writes it at once, so it is never cut.
             self.reset(id, ResetReason::Fault);
@@ -227,7 +225,8 @@ impl Tunnel {
             let Self { streams, buffers, .. } = self;
             let writable = streams.with(place, |stream| {
                 let room = stream.room(path_bytes, buffers);
-                let is_worth_telling = room >= ROOM_WORTH_TELLING || room > 0 && stream.conversation.unacknowledged() == 0;
+                let is_worth_telling =
+                    room >= ROOM_WORTH_TELLING || room > 0 && stream.conversation.unacknowledged() == 0;
                 stream.wants_room &= !is_worth_telling;
                 is_worth_telling.then_some(stream.id)
             });

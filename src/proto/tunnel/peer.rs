@@ -91,7 +91,11 @@ pub(super) enum Role {
 pub(super) enum Phase {
     Open,
     /// The peer is told, and told again whenever it sends something, until then.
-    Closing { reason: CloseReason, is_to_be_told: bool, until: Option<u64> },
+    Closing {
+        reason: CloseReason,
+        is_to_be_told: bool,
+        until: Option<u64>,
+    },
     Gone,
 }
 

@@ -33,7 +33,14 @@ impl Tunnel {
     }
 
     /// The packet was a datagram of `bytes`.
-    pub(super) fn handle_opened(&mut self, now: u64, from: SocketAddr, bytes: usize, opened: Opened<'_>, origin: Origin) {
+    pub(super) fn handle_opened(
+        &mut self,
+        now: u64,
+        from: SocketAddr,
+        bytes: usize,
+        opened: Opened<'_>,
+        origin: Origin,
+    ) {
         self.now = now;
         self.received.count(bytes);
         if self.phase != Phase::Open {

@@ -51,16 +51,16 @@ impl Tunnel {
     pub(super) fn poll_transmit(&mut self, now: u64, out: &mut Vec<u8>) -> Option<Transmit> {
         self.now = now;
         self.sessions.handle_timeout(now);
-        let transmit = match self.phase {
+        match self.phase {
             Phase::Gone => None,
             Phase::Closing { .. } => self.transmit_close(now, out),
             Phase::Open => None
                 .or_else(|| self.transmit_aside(now, out))
                 .or_else(|| self.transmit_mtu_probe(now, out))
                 .or_else(|| self.transmit_small(now, out))
-                .or_else(|| self.transmit_bulk(now, out)),
-        };
-        transmit
+                .or_else(|| self.transmit_bulk(now, out))
+                .or_else(|| self.transmit_small(now, out)), // Bulk that turned out to be thin.
+        }
     }
 
     /// When it is to be asked again, or [`Self::handle_timeout`], if nothing happens before.
@@ -109,12 +109,7 @@ impl Tunnel {
     // One packet.
 
     /// Appends a packet of at most `bytes` with what `write` appends, which is told where its room ends. 0 bytes: nothing.
-    fn packet(
-        &mut self,
-        bytes: usize,
-        out: &mut Vec<u8>,
-        write: impl FnOnce(&mut Self, usize, &mut Vec<u8>),
-    ) -> usize {
+    fn packet(&mut self, bytes: usize, out: &mut Vec<u8>, write: impl FnOnce(&mut Self, usize, &mut Vec<u8>)) -> usize {
         let start = self.sessions.current().begin_packet(out);
         write(self, start + bytes - TAG_BYTES, out);
         if out.len() == start + Header::LEN {
@@ -155,10 +150,11 @@ impl Tunnel {
 
     fn transmit_mtu_probe(&mut self, now: u64, out: &mut Vec<u8>) -> Option<Transmit> {
         let before = self.mtu.size();
-        let size = self.mtu.probe(now, self.liveness.heard_at())?;
+        let probe = self.mtu.probe(now, self.liveness.heard_at());
         if self.mtu.size() != before {
             self.adapt_segments();
         }
+        let size = probe?;
         let segment_bytes = self.packet(size, out, |_, end, out| {
             Frame::MtuProbe(size as u16).emit(out);
             out.resize(end, 0);
@@ -169,14 +165,24 @@ impl Tunnel {
     // Small packets.
 
     fn transmit_small(&mut self, now: u64, out: &mut Vec<u8>) -> Option<Transmit> {
-        self.cut_long_segment(now);
-        self.transmit_one(out, |this, end, out| {
-            this.write_signals(now, out);
-            let free = out.len();
-            this.write_datagrams(end, out);
-            let acks = this.write_segments(now, end, out);
-            this.pacer.charge_small(out.len() - free - acks);
-        })
+        let transmit = self.transmit_one(out, |this, end, out| this.write_small(now, end, out));
+        if transmit.is_some() || self.streams.waiting(Turn::Thin) == 0 {
+            return transmit;
+        }
+        self.cut_long_segment(now, Turn::Thin);
+        self.transmit_one(out, |this, end, out| this.write_small(now, end, out))
+    }
+
+    fn write_small(&mut self, now: u64, end: usize, out: &mut Vec<u8>) {
+        let begin = out.len();
+        self.write_signals(now, out);
+        let free = out.len() - begin;
+        self.write_datagrams(end, out);
+        let news = self.write_segments(now, end, out.len() > begin, out);
+        let charged = out.len() - begin - free - news;
+        if charged > 0 {
+            self.pacer.charge_small(charged);
+        }
     }
 
     /// What the two tunnels tell each other about the path.
@@ -220,12 +226,11 @@ impl Tunnel {
         self.mtu.size() - OVERHEAD_BYTES
     }
 
-    /// How many bytes of them are acknowledgements and the like.
-    fn write_segments(&mut self, now: u64, end: usize, out: &mut Vec<u8>) -> usize {
+    /// How many bytes of them are acknowledgements and the like. Repeats never make a packet alone.
+    fn write_segments(&mut self, now: u64, end: usize, is_begun: bool, out: &mut Vec<u8>) -> usize {
         if end - out.len() < SEGMENTS_HEAD + HEADER_BYTES {
             return 0;
         }
-        let is_begun = out.len() > end + TAG_BYTES - self.mtu.size() + Header::LEN;
         let head = out.len();
         begin_segments(out);
         let first = out.len();
@@ -269,22 +274,37 @@ impl Tunnel {
     fn write_thin(&mut self, now: u64, end: usize, out: &mut Vec<u8>) {
         for _ in 0..self.streams.waiting(Turn::Thin) {
             let Some(place) = self.streams.next(Turn::Thin) else { break };
-            self.write_segments_of(now, place, end, out);
+            self.write_segments_of(now, place, Turn::Thin, end, out);
             if end - out.len() <= HEADER_BYTES {
                 break;
             }
         }
     }
 
-    /// Unless it turns out to be bulk, and waits for its turn as such.
-    fn write_segments_of(&mut self, now: u64, place: Place, end: usize, out: &mut Vec<u8>) {
+    /// Unless the stream turns out to be of the other kind, and then waits for its turn as such.
+    fn write_segments_of(&mut self, now: u64, place: Place, turn: Turn, end: usize, out: &mut Vec<u8>) {
         let stamp = self.pacer.stamp(now, self.in_flight());
         self.streams.with(place, |stream| {
-            let was_bulk = stream.class.is_bulk();
-            if stream.look_at_class(now) == was_bulk {
+            if stream.look_at_class(now) == (turn == Turn::Bulk) {
                 stream.conversation.write_lost(now, end - out.len(), stamp, out);
                 stream.conversation.write_new(now, end - out.len(), stamp, out);
             }
+        });
+    }
+
+    /// The stream whose turn it is has a segment that no packet carries now.
+    fn cut_long_segment(&mut self, now: u64, turn: Turn) {
+        let Some(place) = self.streams.next(turn) else { return };
+        let (room, longest) = (self.frames_room(), self.settings.mtu_max);
+        let stamp = self.pacer.stamp(now, self.in_flight());
+        let Self { splitter, streams, .. } = self;
+        splitter.begin(room, |frame| {
+            begin_segments(frame);
+            streams.with(place, |stream| {
+                if stream.conversation.write_lost(now, longest, stamp, frame) == 0 {
+                    stream.conversation.write_new(now, longest, stamp, frame);
+                }
+            });
         });
     }
 
@@ -306,6 +326,20 @@ impl Tunnel {
     // Bulk.
 
     fn transmit_bulk(&mut self, now: u64, out: &mut Vec<u8>) -> Option<Transmit> {
+        let segment_bytes = self.write_batch(now, out);
+        if segment_bytes == 0 && self.has_grant(now) {
+            self.cut_long_segment(now, Turn::Bulk);
+            self.charge_bulk(self.settings.mtu_max);
+            return self.transmit_small(now, out);
+        }
+        if self.streams.waiting(Turn::Bulk) == 0 {
+            self.pacer.on_bulk_dry(self.in_flight());
+        }
+        (segment_bytes > 0).then(|| Transmit { to: self.path.remote(), segment_bytes, is_mtu_probe: false })
+    }
+
+    /// As many packets as are allowed, of one size, which it tells.
+    fn write_batch(&mut self, now: u64, out: &mut Vec<u8>) -> usize {
         let begin = out.len();
         let mut segment_bytes = 0;
         for _ in 0..BATCH_PACKETS {
@@ -314,17 +348,18 @@ impl Tunnel {
                 break;
             }
             let bytes = self.packet(room, out, |this, end, out| this.write_bulk(now, end, out));
-            self.grant.bytes = self.grant.bytes.saturating_sub(bytes);
-            self.pacer.charge_bulk(bytes);
+            self.charge_bulk(bytes);
             segment_bytes = segment_bytes.max(bytes);
             if bytes < room {
                 break; // The last of the batch, and perhaps of all.
             }
         }
-        if self.streams.waiting(Turn::Bulk) == 0 {
-            self.pacer.on_bulk_dry(self.in_flight());
-        }
-        (segment_bytes > 0).then(|| Transmit { to: self.path.remote(), segment_bytes, is_mtu_probe: false })
+        segment_bytes
+    }
+
+    fn charge_bulk(&mut self, bytes: usize) {
+        self.grant.bytes = self.grant.bytes.saturating_sub(bytes);
+        self.pacer.charge_bulk(bytes);
     }
 
     /// Whether a packet of bulk may leave.
@@ -347,9 +382,13 @@ impl Tunnel {
         for _ in 0..self.streams.waiting(Turn::Bulk).min(FILLING_MAX) {
             let Some(place) = self.streams.next(Turn::Bulk) else { break };
             let before = out.len();
-            self.write_segments_of(now, place, end, out);
-            if out.len() == before || end - out.len() <= HEADER_BYTES {
-                break; // Full, for this one at least.
+            self.write_segments_of(now, place, Turn::Bulk, end, out);
+            if out.len() == before {
+                self.streams.give_back(Turn::Bulk, place); // It does not fit: it comes first in the next packet.
+                break;
+            }
+            if end - out.len() <= HEADER_BYTES {
+                break;
             }
         }
         if out.len() == first {

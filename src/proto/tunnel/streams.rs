@@ -65,11 +65,6 @@ impl Streams {
         self.table.len()
     }
 
-    /// Any one.
-    pub fn first(&self) -> Option<Place> {
-        self.table.iter().next().map(|(place, _)| place)
-    }
-
     pub fn find(&mut self, id: StreamId) -> Option<Place> {
         let place = self.look(id)?;
         self.last = Some((id, place));
@@ -124,6 +119,14 @@ impl Streams {
         let place = self.queues[turn as usize].pop_front()?;
         self.table[place].queued[turn as usize] = false;
         Some(place)
+    }
+
+    /// If it has just been put at the end of the queue, puts it at its front instead: it had no turn.
+    pub fn give_back(&mut self, turn: Turn, place: Place) {
+        let queue = &mut self.queues[turn as usize];
+        if queue.back() == Some(&place) {
+            queue.rotate_right(1);
+        }
     }
 
     pub fn next_timeout(&self) -> Option<u64> {
