@@ -11,6 +11,7 @@ pub mod addresses;
 pub mod bare;
 pub mod link;
 pub mod rng;
+pub mod side;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};

@@ -13,7 +13,7 @@ pub enum Event {
     Lost(LostReason),
     /// Provider only: the visitor has opened a stream to that port of the service.
     Opened { stream: StreamId, port: u8, player: Option<SocketAddr> },
-    /// There is something to read, and [`super::Tunnel::peek`] has shown nothing since this was last told.
+    /// There is something to read. It is told again when all of that was read and more has come.
     Readable(StreamId),
     /// [`super::Tunnel::write`] took less than it was given, and there is room again.
     Writable(StreamId),
@@ -23,7 +23,7 @@ pub enum Event {
     Reset(StreamId, ResetReason),
     /// Both halves have finished and all is read, here and there: the stream is gone.
     Forgotten(StreamId),
-    /// There are datagrams to read, and there were none when this was last told.
+    /// There are datagrams to read. It is told again when [`super::Tunnel::read_datagram`] had none and more have come.
     Datagrams,
 }
 

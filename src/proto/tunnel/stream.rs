@@ -22,7 +22,7 @@ pub struct Stream {
     pub theirs: Theirs,
     /// The owner waits for room.
     pub wants_room: bool,
-    /// The owner was told that there is something to read, and has not seen the end of it since.
+    /// The owner was told that there is something to read, and has not read all since.
     pub knows_readable: bool,
     /// The provider does not know yet to which port it leads: nothing is shown to the owner.
     pub awaits_preamble: bool,
@@ -97,6 +97,7 @@ impl Stream {
     pub fn consume(&mut self, now: u64, bytes: usize, rtt_us: u64, buffers: &mut Buffers) {
         self.conversation.consume(bytes, buffers);
         self.theirs.consumed += bytes as u64;
+        self.knows_readable &= self.conversation.readable() > 0;
         self.window.on_read(now, bytes, rtt_us, buffers);
         self.adapt_window(now, buffers);
     }
