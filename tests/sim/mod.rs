@@ -10,6 +10,7 @@
 pub mod addresses;
 pub mod bare;
 pub mod link;
+pub mod pair;
 pub mod rng;
 pub mod side;
 

@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use gateway::proto::tunnel::{
-    DatagramInfo, Endpoint, Event, Key, LostReason, ResetReason, Service, ServiceName, Settings, StreamId, Tunnel, TunnelId,
+    DatagramInfo, Endpoint, Event, Key, LostReason, ResetReason, Service, ServiceName, Settings, StreamId, Tunnel,
+    TunnelId,
 };
 
 use super::Node;

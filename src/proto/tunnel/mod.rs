@@ -98,6 +98,10 @@ pub struct Status {
     pub mtu: usize,
     /// Streams that are not forgotten.
     pub streams: usize,
+    /// Buffers of streams that nobody holds.
+    pub buffers_free: usize,
+    /// Handshakes by which its keys were made, the first included.
+    pub sessions: u32,
     /// Bytes of bulk that may be sent in a second, as measured.
     pub rate: u64,
     /// As it is on the wire, without IP and UDP headers.

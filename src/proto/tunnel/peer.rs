@@ -253,6 +253,8 @@ impl Tunnel {
             repeats: self.redundancy.times(),
             mtu: self.mtu.size(),
             streams: self.streams.len(),
+            buffers_free: self.buffers.left(),
+            sessions: self.sessions.count(),
             rate: self.pacer.rate(),
             sent: self.sent,
             received: self.received,

@@ -31,6 +31,7 @@ pub struct Sessions {
     next: Option<Session>,
     previous: Option<(Session, u64)>,
     began_at: u64,
+    count: u32,
     offered: Option<Initiator>,
     /// Ids that are no longer ours.
     retired: Vec<Id>,
@@ -47,7 +48,15 @@ pub enum Origin {
 
 impl Sessions {
     pub fn new(now: u64, session: Session) -> Self {
-        Self { current: session, next: None, previous: None, began_at: now, offered: None, retired: Vec::new() }
+        Self {
+            current: session,
+            next: None,
+            previous: None,
+            began_at: now,
+            count: 1,
+            offered: None,
+            retired: Vec::new(),
+        }
     }
 
     /// The one to send in.
@@ -76,6 +85,12 @@ impl Sessions {
         self.retire_previous(now, true);
         self.previous = Some((before, now + OLD_US));
         self.began_at = now;
+        self.count += 1;
+    }
+
+    /// How many there were.
+    pub fn count(&self) -> u32 {
+        self.count
     }
 
     fn retire_previous(&mut self, now: u64, at_once: bool) {
