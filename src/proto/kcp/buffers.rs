@@ -36,6 +36,12 @@ impl Buffers {
         self.buffer_bytes
     }
 
+    /// How many there may be.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
     /// How many nobody holds.
     #[must_use]
     pub fn left(&self) -> usize {

@@ -55,7 +55,7 @@ impl Tunnel {
         }
         let id = StreamId(self.last_opened.checked_add(1)?);
         let mut stream = Stream::new(id, self.stream_settings(), false);
-        let written = stream.write(&preamble, 0, &mut self.buffers);
+        let written = stream.write(self.now, &preamble, 0, &mut self.buffers);
         if written < preamble.len() {
             stream.conversation.release(&mut self.buffers);
             return None; // No buffers are left.

@@ -182,14 +182,10 @@ impl Tunnel {
         let (now, path_bytes) = (self.now, self.pacer.window());
         let Some(place) = self.streams.find(stream) else { return 0 };
         let Self { streams, buffers, .. } = self;
-        streams.with(place, |stream| {
-            let written = stream.write(bytes, path_bytes, buffers);
-            stream.look_at_class(now);
-            written
-        })
+        streams.with(place, |stream| stream.write(now, bytes, path_bytes, buffers))
     }
 
-    /// Bytes that [`Self::write`] would take, while the buffers last.
+    /// Bytes that [`Self::write`] would take, at least, while the buffers last.
     #[must_use]
     pub fn room(&self, stream: StreamId) -> usize {
         self.streams.get(stream).map_or(0, |stream| stream.room(self.pacer.window(), &self.buffers))

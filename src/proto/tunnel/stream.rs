@@ -72,21 +72,30 @@ impl Stream {
         }
     }
 
-    /// `path_bytes` is what the path carries at a time, for all streams.
+    /// Bytes that can be written at least, while the buffers last. `path_bytes` is what the path carries at a time, for all
+    /// streams.
     pub fn room(&self, path_bytes: usize, buffers: &Buffers) -> usize {
         if self.ours != Ours::Open {
             return 0;
         }
-        let most = written_max(path_bytes, buffers);
+        let most = written_max(self.class.is_bulk(), path_bytes, buffers);
         self.conversation.room().min(most.saturating_sub(self.conversation.unacknowledged()))
     }
 
-    pub fn write(&mut self, bytes: &[u8], path_bytes: usize, buffers: &mut Buffers) -> usize {
+    pub fn write(&mut self, now: u64, bytes: &[u8], path_bytes: usize, buffers: &mut Buffers) -> usize {
+        let mut written = self.write_piece(bytes, path_bytes, buffers);
+        if self.look_at_class(now) {
+            written += self.write_piece(&bytes[written..], path_bytes, buffers);
+        }
+        self.wants_room = written < bytes.len() && self.ours == Ours::Open;
+        written
+    }
+
+    fn write_piece(&mut self, bytes: &[u8], path_bytes: usize, buffers: &mut Buffers) -> usize {
         let room = self.room(path_bytes, buffers);
         let written = self.conversation.write(&bytes[..bytes.len().min(room)], buffers);
         self.written += written as u64;
         self.class.on_written(written);
-        self.wants_room = written < bytes.len() && self.ours == Ours::Open;
         written
     }
 

@@ -17,13 +17,16 @@ const WINDOW_MIN: u16 = 2;
 const PART_MOVING: usize = 8;
 const PART_STILL: usize = 32;
 
-/// Bytes written and not acknowledged, at first and at most; and the part of the free buffers that a writer may have.
-const WRITTEN_MIN: usize = 256 << 10;
-const WRITTEN_MAX: usize = 4 << 20;
-const PART_WRITTEN: usize = 4;
+/// Bytes of bulk written and not acknowledged, at first and at most; and the part of the free buffers that a writer may have,
+/// without a reserve that is left to thin streams, itself a part of all.
+const BULK_BYTES_FIRST: usize = 256 << 10;
+const BULK_BYTES_MAX: usize = 4 << 20;
+const PART_BULK: usize = 8;
+const PART_RESERVED: usize = 8;
 
-/// What a stream may have written under any circumstances: a game must not wait for bulk that fills the buffers.
-const WRITTEN_ALWAYS: usize = 16 << 10;
+/// What each stream may have written in any case, thin or bulk, in bytes.
+const THIN_BYTES: usize = 32 << 10;
+const BULK_BYTES_MIN: usize = 8 << 10;
 
 /// A round trip is taken to be at least so long, in µs: time enough for the reader to be woken.
 const ROUND_US: u64 = 20_000;
@@ -68,10 +71,14 @@ impl Window {
     }
 }
 
-/// Bytes that may be written and not acknowledged while the path carries `window` bytes.
-pub fn written_max(window: usize, buffers: &Buffers) -> usize {
-    let share = buffers.left_to_write() / PART_WRITTEN * buffers.buffer_bytes();
-    (2 * window).clamp(WRITTEN_MIN, WRITTEN_MAX).min(share.max(WRITTEN_ALWAYS))
+/// Bytes that a stream may have written and not acknowledged, while the path carries `path_bytes`.
+pub fn written_max(is_bulk: bool, path_bytes: usize, buffers: &Buffers) -> usize {
+    if !is_bulk {
+        return THIN_BYTES; // Of which most use next to nothing. One that writes more is bulk.
+    }
+    let free = buffers.left_to_write().saturating_sub(buffers.most() / PART_RESERVED);
+    let share = free / PART_BULK * buffers.buffer_bytes();
+    (2 * path_bytes).clamp(BULK_BYTES_FIRST, BULK_BYTES_MAX).min(share.max(BULK_BYTES_MIN))
 }
 
 #[cfg(test)]
