@@ -158,7 +158,7 @@ impl Bare {
         let stamp = self.pacer.stamp(now, self.in_flight());
         self.game.write_lost(now, left(out), stamp, out);
         self.game.write_new(now, left(out), stamp, out);
-        if out.len() > body {
+        if out.len() > acks {
             self.game.write_repeats(now, left(out), self.repeats(), out);
         }
         if out.len() == body {
@@ -188,7 +188,6 @@ impl Bare {
             self.bulk.write_new(now, begin + DATAGRAM - out.len(), stamp, out);
             if out.len() == body {
                 out.truncate(begin);
-                self.pacer.on_bulk_dry(self.in_flight());
                 break;
             }
             let bytes = out.len() - begin;
@@ -235,7 +234,7 @@ impl Bare {
         }
     }
 
-    fn note_report(&mut self, now: u64, [highest, received, gaps]: [u64; 3]) {
+    fn note_report(&mut self, [highest, received, gaps]: [u64; 3]) {
         let known = &mut self.outgoing;
         if highest <= known.highest {
             return;
@@ -249,7 +248,7 @@ impl Bare {
             known.burst += weight * (lost as f64 / new_gaps as f64 - known.burst);
         }
         (known.highest, known.received, known.gaps) = (highest, received, gaps);
-        self.pacer.on_loss_report(now, packets, lost);
+        self.pacer.on_loss_report(packets, lost);
     }
 }
 
@@ -263,7 +262,7 @@ impl Node for Bare {
         let report = [word(1), word(2), word(3)];
         self.note_number(word(0));
         if report[0] > 0 {
-            self.note_report(now, report);
+            self.note_report(report);
         }
         let mut rest = &datagram[HEAD..];
         while rest.len() >= 4 {
