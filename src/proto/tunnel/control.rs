@@ -14,7 +14,7 @@ use super::StreamId;
 use super::events::ResetReason;
 use super::handshake::{ANSWER_BYTES, OFFER_BYTES};
 use super::wire::Malformed;
-use crate::proto::kcp::{Acked, Buffers, Conversation, Invalid, Settings};
+use crate::proto::kcp::{Acked, Buffers, Conversation, Invalid, Settings, Stamp};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -160,6 +160,25 @@ impl Control {
         self.write_messages();
     }
 
+    pub fn has_segments(&self) -> bool {
+        self.conversation.has_lost() || self.conversation.has_new()
+    }
+
+    /// Whether acknowledgements or windows cannot wait for company.
+    pub fn has_urgent_news(&self, now: u64) -> bool {
+        self.conversation.has_acks(now) || self.conversation.has_probe()
+    }
+
+    pub fn write_segments(&mut self, now: u64, room: usize, stamp: Stamp, out: &mut Vec<u8>) {
+        let end = out.len() + room;
+        self.conversation.write_lost(now, room, stamp, &self.buffers, out);
+        self.conversation.write_new(now, end - out.len(), stamp, &self.buffers, out);
+    }
+
+    pub fn write_repeats(&mut self, now: u64, room: usize, times: u32, out: &mut Vec<u8>) {
+        self.conversation.write_repeats(now, room, times, &self.buffers, out);
+    }
+
     /// Messages that wait for room.
     pub fn waiting(&self) -> usize {
         self.outbox.len()
@@ -175,7 +194,7 @@ impl Control {
     /// The next message that has arrived.
     pub fn pop(&mut self) -> Result<Option<Message>, Malformed> {
         loop {
-            let piece = self.conversation.peek();
+            let piece = self.conversation.peek(&self.buffers);
             if piece.is_empty() {
                 return Ok(None);
             }

@@ -87,7 +87,7 @@ impl Tunnel {
             Frame::Piece(piece) => self.handle_piece(now, from, &piece),
             Frame::Challenge(token) => self.path.on_challenge(from, token),
             Frame::Response(token) => self.handle_response(now, from, token),
-            Frame::Report(report) => self.handle_report(now, report),
+            Frame::Report(report) => self.handle_report(report),
             Frame::MtuProbe(size) => self.mtu_arrived = Some(size),
             Frame::MtuArrived(size) => {
                 self.mtu.on_arrived(now, usize::from(size));
@@ -136,7 +136,7 @@ impl Tunnel {
         let place = if header.command == Command::Push { self.find_or_admit(id) } else { self.streams.find(id) }?;
         let mut acked = Heard::new(self.in_flight());
         let Self { streams, buffers, pacer, .. } = self;
-        let taken = streams.with(place, |stream| {
+        let taken = streams.with(now, place, |stream| {
             let taken = stream.conversation.input(now, segments, buffers, |one| acked.note(now, &one, pacer));
             stream.adapt_window(now, buffers);
             taken
@@ -190,10 +190,10 @@ impl Tunnel {
         }
     }
 
-    fn handle_report(&mut self, now: u64, report: Report) {
+    fn handle_report(&mut self, report: Report) {
         if let Some(sample) = self.losses.on_report(report) {
             self.redundancy.on_sample(sample);
-            self.pacer.on_loss_report(now, sample.packets, sample.lost);
+            self.pacer.on_loss_report(sample.packets, sample.lost);
         }
     }
 

@@ -176,13 +176,24 @@ impl Tunnel {
     fn write_small(&mut self, now: u64, end: usize, out: &mut Vec<u8>) {
         let begin = out.len();
         self.write_signals(now, out);
-        let free = out.len() - begin;
+        let signals = out.len() - begin;
         self.write_datagrams(end, out);
-        let news = self.write_segments(now, end, out.len() > begin, out);
-        let charged = out.len() - begin - free - news;
-        if charged > 0 {
-            self.pacer.charge_small(charged);
+        if out.len() > begin || self.has_small_segments(now) {
+            let news = self.write_segments(now, end, out);
+            let charged = out.len() - begin - signals - news;
+            if charged > 0 {
+                self.pacer.charge_small(charged);
+            }
         }
+    }
+
+    /// Whether there are any for which a packet is to be made. Acknowledgements that are due are not, while bulk can carry them.
+    fn has_small_segments(&mut self, now: u64) -> bool {
+        if self.control.has_segments() || self.streams.waiting(Turn::Thin) > 0 {
+            return true;
+        }
+        let is_urgent = self.control.has_urgent_news(now) || self.streams.has_urgent_news();
+        is_urgent && !self.has_grant(now)
     }
 
     /// What the two tunnels tell each other about the path.
@@ -226,35 +237,33 @@ impl Tunnel {
         self.mtu.size() - OVERHEAD_BYTES
     }
 
-    /// How many bytes of them are acknowledgements and the like. Repeats never make a packet alone.
-    fn write_segments(&mut self, now: u64, end: usize, is_begun: bool, out: &mut Vec<u8>) -> usize {
+    /// How many bytes of them are acknowledgements and the like.
+    fn write_segments(&mut self, now: u64, end: usize, out: &mut Vec<u8>) -> usize {
         if end - out.len() < SEGMENTS_HEAD + HEADER_BYTES {
             return 0;
         }
         let head = out.len();
         begin_segments(out);
         let first = out.len();
-        self.write_news(end, out);
+        self.write_news(now, end, out);
         let news = out.len() - first;
         self.write_control(now, end, out);
         self.write_thin(now, end, out);
-        if is_begun || out.len() > first {
-            self.write_repeats(now, end, out);
-        }
+        self.write_repeats(now, end, out);
         if out.len() == first {
             out.truncate(head);
         }
         news
     }
 
-    fn write_news(&mut self, end: usize, out: &mut Vec<u8>) {
+    fn write_news(&mut self, now: u64, end: usize, out: &mut Vec<u8>) {
         let control = &mut self.control.conversation;
         control.write_acks(end - out.len(), out);
         control.write_probe(end - out.len(), out);
         while end - out.len() >= HEADER_BYTES
             && let Some(place) = self.streams.next(Turn::News)
         {
-            self.streams.with(place, |stream| {
+            self.streams.with(now, place, |stream| {
                 stream.conversation.write_acks(end - out.len(), out);
                 stream.conversation.write_probe(end - out.len(), out);
             });
@@ -262,12 +271,9 @@ impl Tunnel {
     }
 
     fn write_control(&mut self, now: u64, end: usize, out: &mut Vec<u8>) {
-        let in_flight = self.in_flight();
-        let control = &mut self.control.conversation;
-        if control.has_lost() || control.has_new() {
-            let stamp = self.pacer.stamp(now, in_flight);
-            control.write_lost(now, end - out.len(), stamp, out);
-            control.write_new(now, end - out.len(), stamp, out);
+        if self.control.has_segments() {
+            let stamp = self.pacer.stamp(now, self.in_flight());
+            self.control.write_segments(now, end - out.len(), stamp, out);
         }
     }
 
@@ -284,27 +290,24 @@ impl Tunnel {
     /// Unless the stream turns out to be of the other kind, and then waits for its turn as such.
     fn write_segments_of(&mut self, now: u64, place: Place, turn: Turn, end: usize, out: &mut Vec<u8>) {
         let stamp = self.pacer.stamp(now, self.in_flight());
-        self.streams.with(place, |stream| {
+        let Self { streams, buffers, .. } = self;
+        streams.with(now, place, |stream| {
             if stream.look_at_class(now) == (turn == Turn::Bulk) {
-                stream.conversation.write_lost(now, end - out.len(), stamp, out);
-                stream.conversation.write_new(now, end - out.len(), stamp, out);
+                stream.conversation.write_lost(now, end - out.len(), stamp, buffers, out);
+                stream.conversation.write_new(now, end - out.len(), stamp, buffers, out);
             }
         });
     }
 
-    /// The stream whose turn it is has a segment that no packet carries now.
+    /// The stream whose turn it is has lost a segment that no packet carries now.
     fn cut_long_segment(&mut self, now: u64, turn: Turn) {
         let Some(place) = self.streams.next(turn) else { return };
         let (room, longest) = (self.frames_room(), self.settings.mtu_max);
         let stamp = self.pacer.stamp(now, self.in_flight());
-        let Self { splitter, streams, .. } = self;
+        let Self { splitter, streams, buffers, .. } = self;
         splitter.begin(room, |frame| {
             begin_segments(frame);
-            streams.with(place, |stream| {
-                if stream.conversation.write_lost(now, longest, stamp, frame) == 0 {
-                    stream.conversation.write_new(now, longest, stamp, frame);
-                }
-            });
+            streams.with(now, place, |stream| stream.conversation.write_lost(now, longest, stamp, buffers, frame));
         });
     }
 
@@ -315,10 +318,13 @@ impl Tunnel {
         }
         let end = end.min(out.len() + self.redundancy.allowance(now));
         let before = out.len();
-        self.control.conversation.write_repeats(now, end - out.len(), times, out);
-        for _ in 0..self.streams.waiting(Turn::Repeats).min(REPEATING_MAX) {
-            let Some(place) = self.streams.next(Turn::Repeats) else { break };
-            self.streams.with(place, |stream| stream.conversation.write_repeats(now, end - out.len(), times, out));
+        self.control.write_repeats(now, end - out.len(), times, out);
+        let Self { streams, buffers, .. } = self;
+        for _ in 0..streams.waiting(Turn::Repeats).min(REPEATING_MAX) {
+            let Some(place) = streams.next(Turn::Repeats) else { break };
+            streams.with(now, place, |stream| {
+                stream.conversation.write_repeats(now, end - out.len(), times, buffers, out)
+            });
         }
         self.redundancy.charge(out.len() - before);
     }
@@ -331,9 +337,6 @@ impl Tunnel {
             self.cut_long_segment(now, Turn::Bulk);
             self.charge_bulk(self.settings.mtu_max);
             return self.transmit_small(now, out);
-        }
-        if self.streams.waiting(Turn::Bulk) == 0 {
-            self.pacer.on_bulk_dry(self.in_flight());
         }
         (segment_bytes > 0).then(|| Transmit { to: self.path.remote(), segment_bytes, is_mtu_probe: false })
     }
@@ -348,7 +351,6 @@ impl Tunnel {
                 break;
             }
             let bytes = self.packet(room, out, |this, end, out| this.write_bulk(now, end, out));
-            self.charge_bulk(bytes);
             segment_bytes = segment_bytes.max(bytes);
             if bytes < room {
                 break; // The last of the batch, and perhaps of all.
@@ -375,10 +377,13 @@ impl Tunnel {
         self.grant.bytes > 0
     }
 
+    /// Acknowledgements come with it: the first segment is cut shorter for them.
     fn write_bulk(&mut self, now: u64, end: usize, out: &mut Vec<u8>) {
         let head = out.len();
         begin_segments(out);
         let first = out.len();
+        self.write_news(now, end, out);
+        let segments = out.len();
         for _ in 0..self.streams.waiting(Turn::Bulk).min(FILLING_MAX) {
             let Some(place) = self.streams.next(Turn::Bulk) else { break };
             let before = out.len();
@@ -393,8 +398,10 @@ impl Tunnel {
         }
         if out.len() == first {
             out.truncate(head);
-        } else {
+        }
+        if out.len() > segments {
             self.mtu.on_sent(now, self.mtu.size() + out.len() - end);
         }
+        self.charge_bulk(out.len() - segments);
     }
 }

@@ -99,8 +99,8 @@ impl Stream {
         written
     }
 
-    pub fn peek(&self) -> &[u8] {
-        if self.awaits_preamble { &[] } else { self.conversation.peek() }
+    pub fn peek<'a>(&self, buffers: &'a Buffers) -> &'a [u8] {
+        if self.awaits_preamble { &[] } else { self.conversation.peek(buffers) }
     }
 
     pub fn consume(&mut self, now: u64, bytes: usize, rtt_us: u64, buffers: &mut Buffers) {
@@ -135,7 +135,7 @@ impl Stream {
     pub fn wants(&self, turn: Turn) -> bool {
         let conversation = &self.conversation;
         match turn {
-            Turn::News => conversation.has_acks() || conversation.has_probe(),
+            Turn::News => conversation.acks_due_at().is_some() || conversation.has_probe(),
             Turn::Thin => !self.class.is_bulk() && self.is_eager(),
             Turn::Bulk => self.class.is_bulk() && self.is_eager(),
             Turn::Repeats => !self.class.is_bulk() && conversation.in_flight() > 0,

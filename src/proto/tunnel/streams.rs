@@ -13,7 +13,7 @@ pub type Place = usize;
 /// What a stream may wait for. There is a queue for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// To tell acknowledgements and windows.
+    /// To tell acknowledgements, due or not, and windows.
     News,
     /// A thin one: to send segments that are new or lost.
     Thin,
@@ -38,6 +38,8 @@ pub struct Streams {
     deadlines: Deadlines,
     /// Payload of all streams.
     in_flight: usize,
+    /// Some have news that cannot wait for company.
+    has_urgent_news: bool,
 }
 
 impl Streams {
@@ -90,7 +92,7 @@ impl Streams {
     }
 
     /// Does something with a stream, then puts it where it has to wait.
-    pub fn with<R>(&mut self, place: Place, act: impl FnOnce(&mut Stream) -> R) -> R {
+    pub fn with<R>(&mut self, now: u64, place: Place, act: impl FnOnce(&mut Stream) -> R) -> R {
         let stream = &mut self.table[place];
         self.in_flight -= stream.conversation.in_flight();
         let result = act(stream);
@@ -100,6 +102,7 @@ impl Streams {
                 self.queues[turn as usize].push_back(place);
             }
         }
+        self.has_urgent_news |= stream.conversation.has_acks(now) || stream.conversation.has_probe();
         self.deadlines.set(place as u32, stream.conversation.next_timeout());
         result
     }
@@ -121,6 +124,12 @@ impl Streams {
         Some(place)
     }
 
+    /// Whether a packet is to be made for news alone.
+    pub fn has_urgent_news(&mut self) -> bool {
+        self.has_urgent_news &= self.waiting(Turn::News) > 0;
+        self.has_urgent_news
+    }
+
     /// If it has just been put at the end of the queue, puts it at its front instead: it had no turn.
     pub fn give_back(&mut self, turn: Turn, place: Place) {
         let queue = &mut self.queues[turn as usize];
@@ -135,7 +144,7 @@ impl Streams {
 
     pub fn handle_timeout(&mut self, now: u64) {
         while let Some(place) = self.deadlines.pop_due(now) {
-            self.with(place as usize, |stream| stream.conversation.handle_timeout(now));
+            self.with(now, place as usize, |stream| stream.conversation.handle_timeout(now));
         }
     }
 }
