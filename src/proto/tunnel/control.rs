@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn the_longest_message_is_known() {
-        let longest = messages().iter().map(|message| {
+        let longest = messages().into_iter().map(|message| {
             let mut bytes = Vec::new();
             message.emit(&mut bytes);
             bytes.len()

@@ -155,6 +155,9 @@ impl Tunnel {
             self.adapt_segments();
         }
         let size = probe?;
+        if self.mtu.is_in_doubt() {
+            self.liveness.ask_soon(now);
+        }
         let segment_bytes = self.packet(size, out, |_, end, out| {
             Frame::MtuProbe(size as u16).emit(out);
             out.resize(end, 0);
