@@ -92,7 +92,7 @@ fn what_is_lost_of_bulk_is_sent_again_after_a_round_trip() {
     let mut datagrams = Vec::new();
     for at in 0..100 {
         let mut out = Vec::new();
-        left.conversation.write_new(at * 100, ROOM, Stamp::default(), &mut out);
+        left.conversation.write_new(at * 100, ROOM, Stamp::default(), &left.buffers, &mut out);
         datagrams.push(out);
     }
     let mut again = Vec::new();
@@ -104,7 +104,7 @@ fn what_is_lost_of_bulk_is_sent_again_after_a_round_trip() {
         }
         if left.conversation.has_lost() {
             let mut out = Vec::new();
-            left.conversation.write_lost(at * 100 + 50 * MS, ROOM, Stamp::default(), &mut out);
+            left.conversation.write_lost(at * 100 + 50 * MS, ROOM, Stamp::default(), &left.buffers, &mut out);
             again.push((at, out));
         }
     }
@@ -148,17 +148,40 @@ fn a_writer_is_held_back_by_its_window_and_by_its_bytes() {
 }
 
 #[test]
-fn a_new_segment_size_holds_for_what_is_cut_from_then_on() {
+fn what_is_written_is_cut_when_it_is_sent_as_the_path_then_allows() {
     let mut left = Ours::plain();
     let mut lengths = Vec::new();
     for bytes in [500, 1000, 200] {
-        left.write(&[0; 300]); // Grows as far as the next size allows.
+        left.write(&[0; 300]);
         left.conversation.set_segment_bytes(bytes);
         left.write(&[0; 900]);
         let sent = left.output(0).concat();
         lengths.push(headers(&sent).map(|header| header.length).collect::<Vec<_>>());
     }
-    assert_eq!(lengths, [vec![500, 500, 200], vec![1000, 200], vec![300, 200, 200, 200, 200, 100]]);
+    assert_eq!(lengths, [vec![500, 500, 200], vec![1000, 200], vec![200; 6]]);
+}
+
+#[test]
+fn a_packet_that_is_begun_takes_a_segment_cut_down_to_half_and_no_less() {
+    let sent = |room: usize| {
+        let mut left = Ours::plain();
+        left.conversation.set_segment_bytes(1000);
+        left.write(&[0; 1500]);
+        let mut out = Vec::new();
+        left.conversation.write_new(0, room, Stamp::default(), &left.buffers, &mut out);
+        assert!(out.len() <= room);
+        headers(&out).map(|header| header.length).collect::<Vec<_>>()
+    };
+    for (room, expected) in [
+        (523, vec![]),
+        (524, vec![500]),
+        (1023, vec![999]),
+        (1024, vec![1000]),
+        (1524, vec![1000]),
+        (1548, vec![1000, 500]),
+    ] {
+        assert_eq!(sent(room), expected, "{room}");
+    }
 }
 
 #[test]
@@ -181,7 +204,7 @@ fn a_repeat_does_not_begin_the_timeout_again() {
     left.output(SECOND);
     for later in [0, 10 * MS, 20 * MS, 30 * MS] {
         let mut out = Vec::new();
-        left.conversation.write_repeats(SECOND + later, ROOM, 2, &mut out);
+        left.conversation.write_repeats(SECOND + later, ROOM, 2, &left.buffers, &mut out);
         assert_eq!(out.is_empty(), later == 0 || later == 30 * MS, "twice, and not in the same instant: {later}");
         assert_eq!(left.conversation.next_timeout(), Some(SECOND + 54 * MS));
     }
@@ -480,7 +503,7 @@ impl End for Ours {
         let mut datagrams = Vec::new();
         loop {
             let mut out = Vec::new();
-            if self.conversation.flush(now, ROOM, self.repeats, [0, 0, now], &mut out) == 0 {
+            if self.conversation.flush(now, ROOM, self.repeats, [0, 0, now], &self.buffers, &mut out) == 0 {
                 break;
             }
             assert!(out.len() <= ROOM);

@@ -21,11 +21,12 @@ mod rtt;
 pub mod segment;
 mod sender;
 mod settings;
+mod written;
 
 pub use buffers::Buffers;
 use receiver::Receiver;
 use segment::{Command, HEADER_BYTES, Header};
-use sender::Sender;
+use sender::{Packet, Sender};
 pub use settings::{Mode, Overtaken, Settings};
 
 #[derive(Debug)]
@@ -178,7 +179,7 @@ impl Conversation {
     pub fn read(&mut self, bytes: &mut [u8], buffers: &mut Buffers) -> usize {
         let mut read = 0;
         while read < bytes.len() && self.readable() > 0 {
-            let piece = self.peek();
+            let piece = self.peek(buffers);
             let length = piece.len().min(bytes.len() - read);
             bytes[read..read + length].copy_from_slice(&piece[..length]);
             self.consume(length, buffers);
@@ -195,8 +196,8 @@ impl Conversation {
 
     /// The first of the bytes that can be read, where they lie.
     #[must_use]
-    pub fn peek(&self) -> &[u8] {
-        self.receiver.peek()
+    pub fn peek<'a>(&self, buffers: &'a Buffers) -> &'a [u8] {
+        self.receiver.peek(buffers)
     }
 
     /// Counts the first `bytes` of what [`Self::peek`] shows as read.
@@ -204,7 +205,7 @@ impl Conversation {
     /// # Panics
     /// When it shows fewer.
     pub fn consume(&mut self, bytes: usize, buffers: &mut Buffers) {
-        assert!(bytes <= self.peek().len(), "more is consumed than was there");
+        assert!(bytes <= self.peek(buffers).len(), "more is consumed than was there");
         self.receiver.consume(bytes, buffers);
     }
 
@@ -253,39 +254,55 @@ impl Conversation {
     }
 
     /// Appends segments that were lost, the one that has waited longest first.
-    pub fn write_lost(&mut self, now: u64, room: usize, stamp: Stamp, out: &mut Vec<u8>) -> usize {
-        self.append(Command::Push, out, |this, header, out| {
-            this.sender.write_lost(now, header, room, stamp, out);
-        })
+    pub fn write_lost(&mut self, now: u64, room: usize, stamp: Stamp, buffers: &Buffers, out: &mut Vec<u8>) -> usize {
+        self.append_segments(now, room, buffers, out, |sender, packet| sender.write_lost(packet, stamp))
     }
 
-    /// Appends segments that were never sent.
-    pub fn write_new(&mut self, now: u64, room: usize, stamp: Stamp, out: &mut Vec<u8>) -> usize {
-        self.append(Command::Push, out, |this, header, out| {
-            this.sender.write_new(now, header, room, stamp, out);
-        })
+    /// Appends segments that were never sent, cut as the path now allows.
+    pub fn write_new(&mut self, now: u64, room: usize, stamp: Stamp, buffers: &Buffers, out: &mut Vec<u8>) -> usize {
+        self.append_segments(now, room, buffers, out, |sender, packet| sender.write_new(packet, stamp))
     }
 
     /// Appends segments in flight once more, each at most `times` after it was sent as new or lost, and never in the instant in
     /// which it was last sent. Only a stream with few in flight repeats any.
-    pub fn write_repeats(&mut self, now: u64, room: usize, times: u32, out: &mut Vec<u8>) -> usize {
+    pub fn write_repeats(&mut self, now: u64, room: usize, times: u32, buffers: &Buffers, out: &mut Vec<u8>) -> usize {
+        self.append_segments(now, room, buffers, out, |sender, packet| sender.write_repeats(packet, times))
+    }
+
+    fn append_segments(
+        &mut self,
+        now: u64,
+        room: usize,
+        buffers: &Buffers,
+        out: &mut Vec<u8>,
+        write: impl FnOnce(&mut Sender, Packet<'_>),
+    ) -> usize {
         self.append(Command::Push, out, |this, header, out| {
-            this.sender.write_repeats(now, header, room, times, out);
+            let end = out.len() + room;
+            write(&mut this.sender, Packet { now, header, buffers, out, end });
         })
     }
 
     /// One datagram of at most `room` bytes with everything that is due, repeats only beside something else. Nothing is left
     /// to send when it appends nothing.
-    pub fn flush(&mut self, now: u64, room: usize, times: u32, stamp: Stamp, out: &mut Vec<u8>) -> usize {
+    pub fn flush(
+        &mut self,
+        now: u64,
+        room: usize,
+        times: u32,
+        stamp: Stamp,
+        buffers: &Buffers,
+        out: &mut Vec<u8>,
+    ) -> usize {
         self.handle_timeout(now);
         let end = out.len() + room;
         let before = out.len();
         self.write_acks(end - out.len(), out);
         self.write_probe(end - out.len(), out);
-        self.write_lost(now, end - out.len(), stamp, out);
-        self.write_new(now, end - out.len(), stamp, out);
+        self.write_lost(now, end - out.len(), stamp, buffers, out);
+        self.write_new(now, end - out.len(), stamp, buffers, out);
         if out.len() > before {
-            self.write_repeats(now, end - out.len(), times, out);
+            self.write_repeats(now, end - out.len(), times, buffers, out);
         }
         out.len() - before
     }

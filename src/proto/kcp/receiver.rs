@@ -94,8 +94,8 @@ impl Receiver {
             return false;
         }
         let purpose = if number == self.next { Use::InOrder } else { Use::AboveGap };
-        let Some(mut buffer) = buffers.take(purpose) else { return false };
-        buffer[..payload.len()].copy_from_slice(payload);
+        let Some(buffer) = buffers.take(purpose) else { return false };
+        buffers.bytes_mut(&buffer)[..payload.len()].copy_from_slice(payload);
         self.segments.put(self.read, number, Arrived { buffer, length: payload.len() });
         while let Some(arrived) = self.segments.get(self.next) {
             self.readable += arrived.length;
@@ -111,12 +111,12 @@ impl Receiver {
     }
 
     /// The next bytes to be read, as far as they lie together. Empty only when nothing is readable.
-    pub fn peek(&self) -> &[u8] {
+    pub fn peek<'a>(&self, buffers: &'a Buffers) -> &'a [u8] {
         if self.readable == 0 {
             return &[];
         }
         let arrived = &self.segments[self.read];
-        &arrived.buffer[self.offset..arrived.length]
+        &buffers.bytes(&arrived.buffer)[self.offset..arrived.length]
     }
 
     /// Takes as many bytes off, at most those that [`Self::peek`] shows.
