@@ -268,6 +268,28 @@ fn an_ack_above_a_gap_is_repeated_in_the_next_two_datagrams_and_not_once_it_is_c
 }
 
 #[test]
+fn an_ack_above_a_gap_is_said_twice_even_when_there_are_more_than_a_datagram_holds() {
+    let (mut left, mut right) = (Ours::plain(), Ours::plain());
+    left.write(&[1; 128 * 1298]);
+    left.output(0).iter().skip(1).for_each(|datagram| right.input(0, datagram));
+    let mut said = [0; 128];
+    let mut datagrams = 0;
+    while right.conversation.has_acks() {
+        let mut out = Vec::new();
+        right.conversation.write_acks(ROOM, &mut out);
+        headers(&out).for_each(|header| said[header.number as usize] += 1);
+        datagrams += 1;
+    }
+    let once: Vec<usize> = (1..128).filter(|number| said[*number] == 1).collect();
+    assert_eq!(
+        (datagrams, once),
+        (5, (117..128).collect()),
+        "all but those that the last datagram was the first to say"
+    );
+    assert!(said[1..117].iter().all(|times| [2, 3].contains(times)), "{said:?}");
+}
+
+#[test]
 fn what_is_in_order_is_acknowledged_once_for_all() {
     let (mut left, mut right) = (Ours::plain(), Ours::plain());
     left.write(&[1; 20 * 1298]);

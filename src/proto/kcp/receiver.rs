@@ -6,9 +6,9 @@ use super::buffers::{Buffer, Buffers, Use};
 use super::ring::Ring;
 use super::segment::{HEADER_BYTES, Header, is_before};
 
-/// Times that the acknowledgement of a segment is said again, in later datagrams, while an earlier one is missing. KCP says it
-/// once, and when that is lost the segment travels again for nothing.
-const REPEATS: u8 = 2;
+/// In how many of the next datagrams with acknowledgements one of a segment above a gap is said again. KCP says it once, and when
+/// that is lost the segment travels again for nothing.
+const REPEATS: u32 = 2;
 
 #[derive(Debug)]
 pub struct Receiver {
@@ -26,8 +26,9 @@ pub struct Receiver {
     in_order: Option<Owed>,
     /// Segments above a gap, in the order of arrival. At most a window; what is not said is asked for again.
     owed: VecDeque<Owed>,
-    /// Those said already, with how often they will be said again. At most a window, the oldest goes.
-    said: VecDeque<(Owed, u8)>,
+    /// Those said in the last datagrams, each with the number of its datagram, and that number.
+    said: VecDeque<(Owed, u32)>,
+    datagrams: u32,
     pub duplicates: u64,
     /// Outside the window, or longer than a buffer.
     pub refused: u64,
@@ -62,6 +63,7 @@ impl Receiver {
             in_order: None,
             owed: VecDeque::new(),
             said: VecDeque::new(),
+            datagrams: 0,
             duplicates: 0,
             refused: 0,
             asked: false,
@@ -155,38 +157,36 @@ impl Receiver {
         self.in_order.is_some() || !self.owed.is_empty()
     }
 
-    /// Appends what is owed and fits: first one acknowledgement of all that is in order, then those above a gap, then, with the
-    /// room that is left, those that were said before.
+    /// Appends what is owed and fits: first one acknowledgement of all that is in order, then those above a gap, then those that
+    /// the last datagrams said, from the latest on. New ones take no more than half the room, so that each is said twice even
+    /// when there are many: the sender makes up its mind when the next datagram arrives.
     pub fn write_acks(&mut self, mut header: Header, room: usize, out: &mut Vec<u8>) {
-        let mut left = room / HEADER_BYTES;
+        self.datagrams = self.datagrams.wrapping_add(1);
+        while self.said.front().is_some_and(|(_, said)| self.datagrams.wrapping_sub(*said) > REPEATS) {
+            self.said.pop_front();
+        }
         let mut append = |owed: Owed| {
             (header.number, header.timestamp) = (owed.number, owed.timestamp);
             out.extend_from_slice(&header.encode());
-            left -= 1;
-            left > 0
         };
-        let mut fits = self.in_order.take().is_none_or(&mut append);
+        let mut slots = room / HEADER_BYTES;
+        if let Some(owed) = self.in_order.take() {
+            append(owed);
+            slots -= 1;
+        }
         let repeats = self.said.len();
-        while fits && let Some(owed) = self.owed.pop_front() {
+        let mut for_new = slots.div_ceil(2);
+        while for_new > 0
+            && let Some(owed) = self.owed.pop_front()
+        {
             if !is_before(owed.number, self.next) {
-                fits = append(owed);
-                self.said.push_back((owed, REPEATS));
+                append(owed);
+                self.said.push_back((owed, self.datagrams));
+                (for_new, slots) = (for_new - 1, slots - 1);
             }
         }
-        for _ in 0..repeats {
-            if !fits {
-                break;
-            }
-            let Some((owed, times)) = self.said.pop_front() else { break };
-            if !is_before(owed.number, self.next) {
-                fits = append(owed);
-                if times > 1 {
-                    self.said.push_back((owed, times - 1));
-                }
-            }
-        }
-        let excess = self.said.len().saturating_sub(usize::from(self.window));
-        self.said.drain(..excess);
+        let again = self.said.iter().take(repeats).rev().filter(|(owed, _)| !is_before(owed.number, self.next));
+        again.take(slots).for_each(|(owed, _)| append(*owed));
     }
 
     pub fn release(self, buffers: &mut Buffers) {
