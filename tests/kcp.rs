@@ -274,7 +274,7 @@ fn an_ack_above_a_gap_is_said_twice_even_when_there_are_more_than_a_datagram_hol
     left.output(0).iter().skip(1).for_each(|datagram| right.input(0, datagram));
     let mut said = [0; 128];
     let mut datagrams = 0;
-    while right.conversation.has_acks() {
+    while right.conversation.has_acks(0) {
         let mut out = Vec::new();
         right.conversation.write_acks(ROOM, &mut out);
         headers(&out).for_each(|header| said[header.number as usize] += 1);
@@ -287,6 +287,74 @@ fn an_ack_above_a_gap_is_said_twice_even_when_there_are_more_than_a_datagram_hol
         "all but those that the last datagram was the first to say"
     );
     assert!(said[1..117].iter().all(|times| [2, 3].contains(times)), "{said:?}");
+}
+
+#[test]
+fn a_game_with_repeats_sends_no_more_than_its_messages_and_their_acks() {
+    for (loss, most) in [(0, 121), (5, 135)] {
+        let mut rng = Rng(60);
+        let mut ends = [Ours::new(Settings::default(), Origin::default(), 2), Ours::plain()];
+        ends[1].repeats = 2;
+        let mut wire: VecDeque<(u64, usize, Vec<u8>)> = VecDeque::new();
+        let mut sent = [0, 0];
+        for now in (0..60 * SECOND).step_by(500) {
+            while wire.front().is_some_and(|(at, ..)| *at <= now) {
+                let Some((_, to, datagram)) = wire.pop_front() else { break };
+                ends[to].input(now, &datagram);
+                ends[to].read(usize::MAX);
+            }
+            for side in 0..2 {
+                if (now + side as u64 * 6 * MS).is_multiple_of(16_500) {
+                    ends[side].write(&[1; 64]);
+                }
+                for datagram in ends[side].output(now) {
+                    sent[side] += 1;
+                    if rng.below(100) >= loss {
+                        wire.push_back((now + 25 * MS, 1 - side, datagram));
+                    }
+                }
+            }
+        }
+        let in_a_second = sent.map(|sent| sent / 60);
+        assert!(in_a_second.iter().all(|sent| *sent <= most), "{in_a_second:?} datagrams in a second at {loss} %");
+    }
+}
+
+#[test]
+fn a_duplicate_is_acknowledged_with_the_next_datagram_or_after_20_ms() {
+    let (mut left, mut right) = (Ours::plain(), Ours::plain());
+    left.write(b"hello");
+    let datagram = &left.output(0)[0];
+    right.input(0, datagram);
+    assert_eq!(right.output(0).len(), 1);
+    right.input(5 * MS, datagram);
+    assert_eq!((right.output(5 * MS).len(), right.conversation.next_timeout()), (0, Some(25 * MS)));
+    right.write(b"answer");
+    let answer = right.output(9 * MS).concat();
+    assert_eq!(headers(&answer).map(|header| header.command).collect::<Vec<_>>(), [Command::Ack, Command::Push]);
+    assert_eq!(right.conversation.acks_due_at(), None);
+    right.input(10 * MS, datagram);
+    assert_eq!(right.output(30 * MS - 1).len(), 0);
+    assert_eq!(header(&right.output(30 * MS)[0]).command, Command::Ack);
+}
+
+#[test]
+fn only_what_arrives_in_its_turn_waits_for_the_delay_of_acks() {
+    let settings = Settings { ack_delay_us: 4 * MS, ..Settings::default() };
+    let (mut left, mut right) = (Ours::plain(), Ours::new(settings, Origin::default(), 0));
+    left.write(&[1; 7 * 1298]);
+    let datagrams = left.output(0);
+    let mut due_after = |segment: usize| {
+        right.input(0, &datagrams[segment]);
+        let due = right.conversation.acks_due_at();
+        right.output(10 * MS);
+        due
+    };
+    let due: Vec<u64> = [0, 1, 3, 4, 2, 5, 0].into_iter().filter_map(&mut due_after).collect();
+    assert_eq!(due, [4 * MS, 4 * MS, 0, 0, 0, 4 * MS, 20 * MS]);
+    right.conversation.set_ack_delay(MS);
+    right.input(10 * MS, &datagrams[6]);
+    assert_eq!(right.conversation.acks_due_at(), Some(11 * MS));
 }
 
 #[test]

@@ -94,7 +94,7 @@ impl Conversation {
     pub fn with_origin(id: u32, settings: Settings, origin: Origin) -> Self {
         Self {
             id,
-            receiver: Receiver::new(origin.receive, settings.receive_window),
+            receiver: Receiver::new(origin.receive, &settings),
             sender: Sender::new(origin.send, origin.clock_ms, settings),
         }
     }
@@ -147,7 +147,7 @@ impl Conversation {
             Command::Ack => {
                 self.sender.acknowledge(now, header.number, Some(header.timestamp), buffers, on_acked);
             }
-            Command::Push => self.receiver.push(header.number, header.timestamp, payload, buffers),
+            Command::Push => self.receiver.push(now, header.number, header.timestamp, payload, buffers),
             Command::AskWindow => self.receiver.asked = true,
             Command::TellWindow => {}
         }
@@ -209,9 +209,22 @@ impl Conversation {
         self.receiver.consume(bytes, buffers);
     }
 
+    /// Whether acknowledgements have to leave now, with something else or alone.
     #[must_use]
-    pub fn has_acks(&self) -> bool {
-        self.receiver.owes_acks()
+    pub fn has_acks(&self, now: u64) -> bool {
+        self.acks_due_at().is_some_and(|due| due <= now)
+    }
+
+    /// When acknowledgements have to leave at the latest. `None` when none are owed. [`Self::write_acks`] writes them before,
+    /// too, and should be asked to whenever a datagram leaves.
+    #[must_use]
+    pub fn acks_due_at(&self) -> Option<u64> {
+        self.receiver.acks_due
+    }
+
+    /// As in the settings, from now on: what the owner learns of a stream tells whether company is to be expected.
+    pub fn set_ack_delay(&mut self, us: u64) {
+        self.receiver.ack_delay = us;
     }
 
     /// Whether the peer is to be asked for its window, or told ours.
@@ -231,9 +244,9 @@ impl Conversation {
         self.sender.has_new()
     }
 
-    /// Appends acknowledgements, up to `room` bytes; says how many bytes. The same holds for all that follow.
+    /// Appends the acknowledgements that are owed, due or not, up to `room` bytes; says how many bytes. The same holds for all that follow.
     pub fn write_acks(&mut self, room: usize, out: &mut Vec<u8>) -> usize {
-        if !self.has_acks() || room < HEADER_BYTES {
+        if self.acks_due_at().is_none() || room < HEADER_BYTES {
             return 0;
         }
         self.append(Command::Ack, out, |this, header, out| this.receiver.write_acks(header, room, out))
@@ -297,7 +310,9 @@ impl Conversation {
         self.handle_timeout(now);
         let end = out.len() + room;
         let before = out.len();
-        self.write_acks(end - out.len(), out);
+        if self.has_acks(now) || self.has_probe() || self.has_lost() || self.has_new() {
+            self.write_acks(end - out.len(), out);
+        }
         self.write_probe(end - out.len(), out);
         self.write_lost(now, end - out.len(), stamp, buffers, out);
         self.write_new(now, end - out.len(), stamp, buffers, out);
@@ -307,14 +322,15 @@ impl Conversation {
         out.len() - before
     }
 
-    /// When [`Self::handle_timeout`] has something to do, if nothing else happens before. `None` when it never will.
+    /// When something is due, if nothing else happens before: acknowledgements, or [`Self::handle_timeout`]. `None` when nothing
+    /// will ever be.
     #[must_use]
     pub fn next_timeout(&self) -> Option<u64> {
-        self.sender.next_timeout()
+        [self.sender.next_timeout(), self.acks_due_at()].into_iter().flatten().min()
     }
 
     /// Takes segments whose time is up for lost, and decides to ask for the peer's window. What is due then has to be pulled;
-    /// the next time-out is later than `now` in any case.
+    /// once it is, the next time-out is later than `now`.
     pub fn handle_timeout(&mut self, now: u64) {
         self.sender.handle_timeout(now);
     }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::Settings;
 use super::buffers::{Buffer, Buffers, Use};
 use super::ring::Ring;
 use super::segment::{HEADER_BYTES, Header, is_before};
@@ -20,6 +21,8 @@ pub struct Receiver {
     offset: usize,
     /// The first segment that has not arrived.
     next: u32,
+    /// Segments that have arrived behind it.
+    above_gap: usize,
     /// Bytes in order, not yet read.
     readable: usize,
     /// The last segment that arrived and has none missing before it: its acknowledgement speaks for all of them.
@@ -29,6 +32,11 @@ pub struct Receiver {
     /// Those said in the last datagrams, each with the number of its datagram, and that number.
     said: VecDeque<(Owed, u32)>,
     datagrams: u32,
+    /// When the acknowledgements that are owed have to leave. `None` when none are.
+    pub acks_due: Option<u64>,
+    /// How long they may wait for company, in µs: those of what arrived in its turn, and those of what had arrived before.
+    pub ack_delay: u64,
+    pub duplicate_ack_delay: u64,
     pub duplicates: u64,
     /// Outside the window, or longer than a buffer.
     pub refused: u64,
@@ -51,19 +59,33 @@ struct Owed {
     timestamp: u32,
 }
 
+enum Arrival {
+    InTurn,
+    /// Above a gap, or closing one.
+    OutOfTurn,
+    /// It had arrived before.
+    Again,
+    /// It must come again: it lies outside the window, is too long, or there is no buffer for it.
+    Refused,
+}
+
 impl Receiver {
-    pub fn new(first: u32, window: u16) -> Self {
+    pub fn new(first: u32, settings: &Settings) -> Self {
         Self {
             segments: Ring::new(),
-            window,
+            window: settings.receive_window,
             read: first,
             offset: 0,
             next: first,
+            above_gap: 0,
             readable: 0,
             in_order: None,
             owed: VecDeque::new(),
             said: VecDeque::new(),
             datagrams: 0,
+            acks_due: None,
+            ack_delay: settings.ack_delay_us,
+            duplicate_ack_delay: settings.duplicate_ack_delay_us,
             duplicates: 0,
             refused: 0,
             asked: false,
@@ -71,10 +93,14 @@ impl Receiver {
         }
     }
 
-    pub fn push(&mut self, number: u32, timestamp: u32, payload: &[u8], buffers: &mut Buffers) {
-        if !self.has(number, payload, buffers) {
-            return;
-        }
+    pub fn push(&mut self, now: u64, number: u32, timestamp: u32, payload: &[u8], buffers: &mut Buffers) {
+        let delay = match self.arrive(number, payload, buffers) {
+            Arrival::Refused => return,
+            Arrival::Again => self.duplicate_ack_delay,
+            Arrival::InTurn => self.ack_delay,
+            Arrival::OutOfTurn => 0, // The peer may be about to send what it takes for lost.
+        };
+        self.acks_due = Some(self.acks_due.unwrap_or(u64::MAX).min(now.saturating_add(delay)));
         let owed = Owed { number, timestamp };
         if is_before(number, self.next) {
             let newer = self.in_order.filter(|known| !is_before(known.number, number));
@@ -84,27 +110,29 @@ impl Receiver {
         }
     }
 
-    /// Whether the segment has arrived, now or before. Without a buffer for it, it must come again.
-    fn has(&mut self, number: u32, payload: &[u8], buffers: &mut Buffers) -> bool {
+    fn arrive(&mut self, number: u32, payload: &[u8], buffers: &mut Buffers) -> Arrival {
         if is_before(number, self.next) || self.segments.get(number).is_some() {
             self.duplicates += 1;
-            return true;
+            return Arrival::Again;
         }
         let is_in_window = number.wrapping_sub(self.read) < u32::from(self.window);
         if !is_in_window || payload.len() > buffers.buffer_bytes() {
             self.refused += 1;
-            return false;
+            return Arrival::Refused;
         }
         let purpose = if number == self.next { Use::InOrder } else { Use::AboveGap };
-        let Some(buffer) = buffers.take(purpose) else { return false };
+        let Some(buffer) = buffers.take(purpose) else { return Arrival::Refused };
         buffers.bytes_mut(&buffer)[..payload.len()].copy_from_slice(payload);
         self.segments.put(self.read, number, Arrived { buffer, length: payload.len() });
+        let is_in_turn = number == self.next && self.above_gap == 0;
+        self.above_gap += 1;
         while let Some(arrived) = self.segments.get(self.next) {
             self.readable += arrived.length;
             self.next = self.next.wrapping_add(1);
+            self.above_gap -= 1;
         }
         self.consume(0, buffers); // An empty segment that is first would never be read.
-        true
+        if is_in_turn { Arrival::InTurn } else { Arrival::OutOfTurn }
     }
 
     /// Bytes in order, not yet read.
@@ -153,10 +181,6 @@ impl Receiver {
         self.asked || self.shut && (self.room() > self.window / 4 || self.readable == 0 && self.room() > 0)
     }
 
-    pub fn owes_acks(&self) -> bool {
-        self.in_order.is_some() || !self.owed.is_empty()
-    }
-
     /// Appends what is owed and fits: first one acknowledgement of all that is in order, then those above a gap, then those that
     /// the last datagrams said, from the latest on. New ones take no more than half the room, so that each is said twice even
     /// when there are many: the sender makes up its mind when the next datagram arrives.
@@ -187,6 +211,9 @@ impl Receiver {
         }
         let again = self.said.iter().take(repeats).rev().filter(|(owed, _)| !is_before(owed.number, self.next));
         again.take(slots).for_each(|(owed, _)| append(*owed));
+        if self.owed.is_empty() {
+            self.acks_due = None;
+        }
     }
 
     pub fn release(self, buffers: &mut Buffers) {

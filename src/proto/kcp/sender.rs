@@ -110,7 +110,7 @@ impl Sender {
     }
 
     pub fn set_segment_bytes(&mut self, bytes: usize) {
-        self.settings.segment_bytes = bytes;
+        self.settings.segment_bytes = bytes.max(1);
     }
 
     pub fn unacknowledged(&self) -> usize {
