@@ -249,6 +249,41 @@ fn a_path_that_reorders_is_given_more_time_once_it_was_mistaken_for_a_lossy_one(
 }
 
 #[test]
+fn the_time_given_to_a_path_that_reordered_shrinks_with_each_true_loss() {
+    let (mut left, mut right) = warm_pair();
+    // The first is late, all others are lost. The next leaves 2 ms later, and tells at once, or the time-out does.
+    let mut told_at_once = Vec::new();
+    right.read(usize::MAX);
+    for round in 1..=40 {
+        let begin = round * SECOND;
+        left.write(&[1; 1298]);
+        let missing = left.output(begin);
+        left.write(&[2; 1298]);
+        let next = left.output(begin + 2 * MS);
+        right.input(begin + 27 * MS, &next[0]);
+        left.input(begin + 52 * MS, &right.output(begin + 27 * MS)[0]);
+        told_at_once.push(left.conversation.has_lost());
+        let again_at = if told_at_once[round as usize - 1] { begin + 52 * MS } else { begin + 300 * MS };
+        let again = left.output(again_at);
+        if round == 1 {
+            right.input(begin + 28 * MS, &missing[0]);
+            left.input(begin + 53 * MS, &right.output(begin + 28 * MS)[0]);
+        }
+        right.input(again_at + 25 * MS, &again[0]);
+        let acks = right.output(again_at + 45 * MS);
+        left.input(again_at + 50 * MS, &acks[0]);
+        assert_eq!((left.conversation.unacknowledged(), right.read(usize::MAX).len()), (0, 2 * 1298));
+    }
+    assert_eq!(left.conversation.counters().spurious, 1);
+    let patient: Vec<usize> = (0..40).filter(|round| !told_at_once[*round]).collect();
+    assert_eq!(
+        patient,
+        (1..=24).collect::<Vec<_>>(),
+        "12.5 ms of patience are halved three times before 2 ms exceed them"
+    );
+}
+
+#[test]
 fn an_ack_above_a_gap_is_repeated_in_the_next_two_datagrams_and_not_once_it_is_closed() {
     let mut left = Ours::plain();
     left.write(&[1; 6 * 1298]);

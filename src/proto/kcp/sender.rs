@@ -11,6 +11,9 @@ use super::{Acked, Counters, Overtaken, Settings, Stamp};
 /// bulk that would cost 10 to 25 % of its bytes.
 const THIN: usize = 16;
 
+/// After so many losses in a row that were no mistakes, the time a late segment is given is halved.
+const LOSSES_PER_STEP: u32 = 8;
+
 /// The room that a peer has of which nothing was heard yet, in segments: the least that `ikcp.c` allows.
 const PEER_WINDOW_FIRST: u16 = 128;
 
@@ -29,7 +32,10 @@ pub struct Sender {
     first: u32,
     unsent: u32,
     rtt: Rtt,
-    overtaken: Overtaken,
+    /// Beyond `settings.overtaken`, how much later one has to leave and arrive for a segment to be lost, in µs; and how many losses
+    /// have since been no mistakes.
+    patience: u64,
+    losses: u32,
     /// Transmissions so far, without repeats, and the latest of which is known that it arrived: its time and its count.
     transmissions: u64,
     arrived: (u64, u64),
@@ -71,7 +77,6 @@ impl Packet<'_> {
 impl Sender {
     pub fn new(first: u32, clock_ms: u32, settings: Settings) -> Self {
         Self {
-            overtaken: settings.overtaken,
             settings,
             clock_ms,
             written: Written::new(),
@@ -79,6 +84,8 @@ impl Sender {
             first,
             unsent: first,
             rtt: Rtt::new(),
+            patience: 0,
+            losses: 0,
             transmissions: 0,
             arrived: (0, 0),
             rearmed: 0,
@@ -156,6 +163,9 @@ impl Sender {
             self.counters.spurious += 1;
             self.be_patient();
         }
+        if segment.retransmissions > 0 && sent == Some(segment.sent) {
+            self.be_less_patient();
+        }
         (self.rearmed, self.missed) = (now, 0);
         let Outgoing { piece, transmissions, stamp, .. } = segment;
         self.written.forget(piece, buffers);
@@ -180,16 +190,24 @@ impl Sender {
 
     fn is_overtaken(&self, segment: &Outgoing) -> bool {
         let (time, count) = self.arrived;
-        match self.overtaken {
-            Overtaken::ByTime(later) => segment.sent + later <= time,
+        match self.settings.overtaken {
+            Overtaken::ByTime(later) => segment.sent + later.max(self.patience) <= time,
             Overtaken::ByCount(later) => segment.count + later <= count,
         }
     }
 
     /// A segment was not lost, only late: this path reorders.
     fn be_patient(&mut self) {
-        if let (Overtaken::ByTime(later), Some(rtt)) = (self.overtaken, self.rtt.smoothed()) {
-            self.overtaken = Overtaken::ByTime(later.max(rtt / 4));
+        self.patience = self.patience.max(self.rtt.smoothed().unwrap_or(0) / 4);
+        self.losses = 0;
+    }
+
+    /// A segment was lost, and to be patient was in vain. A path that only reorders never comes here.
+    fn be_less_patient(&mut self) {
+        self.losses += 1;
+        if self.losses >= LOSSES_PER_STEP {
+            self.losses = 0;
+            self.patience /= 2;
         }
     }
 

@@ -32,7 +32,8 @@ pub struct Settings {
 /// When a segment is lost because a later one has been acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overtaken {
-    /// The later one left this much later, in µs. Becomes a quarter of the round trip once that was wrong. Default 1 ms.
+    /// The later one left this much later, in µs. Becomes a quarter of the round trip when that was wrong, and half of that
+    /// after every 8 losses that were none of that kind. Default 1 ms.
     ByTime(u64),
     /// The later one left that many transmissions later.
     ByCount(u64),
