@@ -580,6 +580,58 @@ fn empty_segments_take_no_room() {
 }
 
 #[test]
+fn a_reader_that_stops_leaves_buffers_for_the_others() {
+    const ALL: usize = 256;
+    let (mut left, mut right) = ([Ours::plain(), Ours::plain()], [Ours::plain(), Ours::plain()]);
+    let mut buffers = Buffers::new(2000, ALL); // Both readers share these.
+    let (mut now, mut written, mut read) = (0, 0, 0);
+    let mut told = Vec::new();
+    while now < 20 * SECOND {
+        for side in 0..2 {
+            std::mem::swap(&mut right[side].buffers, &mut buffers);
+            written += left[side].write(&[side as u8; 5_000]) * side;
+            left[side].output(now).iter().for_each(|datagram| right[side].input(now, datagram));
+            if side == 1 {
+                read += right[side].read(usize::MAX).len();
+            }
+            for datagram in right[side].output(now) {
+                if side == 0 {
+                    told.push(header(&datagram).window);
+                }
+                left[side].input(now, &datagram);
+            }
+            std::mem::swap(&mut right[side].buffers, &mut buffers);
+        }
+        now += 10 * MS;
+    }
+    assert!(buffers.left() >= ALL / 8 - 4, "{} buffers are left", buffers.left());
+    assert!(told.is_sorted_by(|before, after| before >= after) && told.last() == Some(&0), "{told:?}");
+    assert!(read > 9_000_000 && written - read < 20_000, "the other has read {read} of {written}");
+}
+
+#[test]
+fn a_window_grows_as_its_owner_allows_and_what_was_promised_stays_welcome_when_it_shrinks() {
+    let settings = Settings { receive_window: 20, ..Settings::default() };
+    let (mut left, mut right) = (Ours::plain(), Ours::new(settings, Origin::default(), 0));
+    left.write(&[1; 64 * 1298]);
+    let datagrams = left.output(0);
+    let told = |right: &mut Ours, segment: usize| {
+        right.input(0, &datagrams[segment]);
+        header(&right.output(0)[0]).window
+    };
+    assert_eq!(told(&mut right, 0), 19);
+    right.conversation.set_receive_window(40);
+    assert_eq!(told(&mut right, 1), 38);
+    right.conversation.set_receive_window(10);
+    assert_eq!(told(&mut right, 2), 7);
+    (3..64).for_each(|segment| right.input(0, &datagrams[segment]));
+    assert_eq!(right.conversation.readable(), 40 * 1298);
+    assert_eq!(header(&right.output(0)[0]).window, 0);
+    right.read(usize::MAX);
+    assert_eq!(header(&right.output(0)[0]).window, 10);
+}
+
+#[test]
 fn few_buffers_make_it_slow_and_not_stuck() {
     for seed in 0..100 {
         let end = || Box::new(Ours::with_buffers(Buffers::new(2000, 16)));

@@ -70,7 +70,7 @@ pub struct Counters {
     pub spurious: u64,
     /// Arrived more than once.
     pub duplicates: u64,
-    /// Arrived outside the window, too long, or speaking of what was never sent.
+    /// Arrived outside the window, too long, when no buffer was left, or speaking of what was never sent.
     pub refused: u64,
 }
 
@@ -167,6 +167,18 @@ impl Conversation {
     /// Payload of the segments that are cut from what is written from now on, in bytes, when the path is found to carry more.
     pub fn set_segment_bytes(&mut self, bytes: usize) {
         self.sender.set_segment_bytes(bytes);
+    }
+
+    /// Bytes that may be written and not acknowledged, as in the settings.
+    pub fn set_send_bytes(&mut self, bytes: usize) {
+        self.sender.set_send_bytes(bytes);
+    }
+
+    /// Segments that may have arrived and not been read: the credit of the peer, who hears of it with all that is sent. When it
+    /// is made smaller, what the peer was told before stays welcome. However large it is, the peer is told of no more room than
+    /// there are buffers for, leaving an eighth, but of 16 segments in any case.
+    pub fn set_receive_window(&mut self, segments: u16) {
+        self.receiver.set_window(segments);
     }
 
     /// Bytes written that the peer has not acknowledged.

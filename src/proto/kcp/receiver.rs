@@ -11,11 +11,18 @@ use super::segment::{HEADER_BYTES, Header, is_before};
 /// that is lost the segment travels again for nothing.
 const REPEATS: u32 = 2;
 
+/// Unread segments that a conversation may have however few buffers are left: enough for a game.
+const WINDOW_MIN: usize = 16;
+
 #[derive(Debug)]
 pub struct Receiver {
     segments: Ring<Arrived>,
     /// Segments we have room for, unread ones included.
     window: u16,
+    /// The first segment that the peer was never told to be welcome. It may be beyond the window, which can be made smaller.
+    promised: u32,
+    /// Buffers that were left for all conversations when we last looked.
+    spare: usize,
     /// The first segment of which bytes are still to be read, and how many of it have been.
     read: u32,
     offset: usize,
@@ -38,7 +45,7 @@ pub struct Receiver {
     pub ack_delay: u64,
     pub duplicate_ack_delay: u64,
     pub duplicates: u64,
-    /// Outside the window, or longer than a buffer.
+    /// Outside the window, longer than a buffer, or when there was no buffer.
     pub refused: u64,
     /// The peer asked how much room there is.
     pub asked: bool,
@@ -74,6 +81,8 @@ impl Receiver {
         Self {
             segments: Ring::new(),
             window: settings.receive_window,
+            promised: first,
+            spare: usize::MAX,
             read: first,
             offset: 0,
             next: first,
@@ -115,13 +124,12 @@ impl Receiver {
             self.duplicates += 1;
             return Arrival::Again;
         }
-        let is_in_window = number.wrapping_sub(self.read) < u32::from(self.window);
-        if !is_in_window || payload.len() > buffers.buffer_bytes() {
+        let purpose = if number == self.next { Use::InOrder } else { Use::AboveGap };
+        let is_welcome = self.is_welcome(number) && payload.len() <= buffers.buffer_bytes();
+        let Some(buffer) = is_welcome.then(|| buffers.take(purpose)).flatten() else {
             self.refused += 1;
             return Arrival::Refused;
-        }
-        let purpose = if number == self.next { Use::InOrder } else { Use::AboveGap };
-        let Some(buffer) = buffers.take(purpose) else { return Arrival::Refused };
+        };
         buffers.bytes_mut(&buffer)[..payload.len()].copy_from_slice(payload);
         self.segments.put(self.read, number, Arrived { buffer, length: payload.len() });
         let is_in_turn = number == self.next && self.above_gap == 0;
@@ -133,6 +141,11 @@ impl Receiver {
         }
         self.consume(0, buffers); // An empty segment that is first would never be read.
         if is_in_turn { Arrival::InTurn } else { Arrival::OutOfTurn }
+    }
+
+    fn is_welcome(&self, number: u32) -> bool {
+        let promised = self.promised.wrapping_sub(self.read).cast_signed().max(0).cast_unsigned();
+        number.wrapping_sub(self.read) < promised.max(self.window.into())
     }
 
     /// Bytes in order, not yet read.
@@ -160,6 +173,7 @@ impl Receiver {
             self.read = self.read.wrapping_add(1);
             self.offset = 0;
         }
+        self.spare = buffers.spare();
     }
 
     /// What each header says of this half: the first segment that is missing, and the room from there on.
@@ -170,10 +184,23 @@ impl Receiver {
     /// The peer will hear of that much room.
     pub fn tell(&mut self, room: u16) {
         self.shut = room == 0;
+        let promised = self.next.wrapping_add(room.into());
+        if is_before(self.promised, promised) {
+            self.promised = promised;
+        }
     }
 
+    pub fn set_window(&mut self, segments: u16) {
+        self.window = segments.max(1);
+    }
+
+    /// Segments that are welcome from the first missing one on. All conversations may count on the same buffers: what comes when
+    /// they are gone has to come again.
     fn room(&self) -> u16 {
-        self.window - self.next.wrapping_sub(self.read) as u16 // Never more than a window is unread.
+        let unread = self.next.wrapping_sub(self.read) as usize;
+        let by_window = usize::from(self.window).saturating_sub(unread);
+        let by_buffers = self.spare.saturating_add(self.above_gap).max(WINDOW_MIN.saturating_sub(unread));
+        by_window.min(by_buffers) as u16 // No more than the window.
     }
 
     /// Whether the peer waits to be told of the room: it asked, or believes that there is none while a quarter is free again.

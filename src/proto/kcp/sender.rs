@@ -120,6 +120,10 @@ impl Sender {
         self.settings.segment_bytes = bytes.max(1);
     }
 
+    pub fn set_send_bytes(&mut self, bytes: usize) {
+        self.settings.send_bytes = bytes;
+    }
+
     pub fn unacknowledged(&self) -> usize {
         self.written.bytes()
     }
