@@ -56,6 +56,18 @@ impl Buffers {
         self.buffer_bytes
     }
 
+    /// How many there may be.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
+    /// How many may be taken for writing.
+    #[must_use]
+    pub fn left_to_write(&self) -> usize {
+        self.left().saturating_sub(self.most / 4)
+    }
+
     /// How many nobody holds.
     #[must_use]
     pub fn left(&self) -> usize {

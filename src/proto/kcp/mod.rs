@@ -223,15 +223,15 @@ impl Conversation {
 
     /// Whether acknowledgements have to leave now, with something else or alone.
     #[must_use]
-    pub fn has_acks(&self, now: u64) -> bool {
-        self.acks_due_at().is_some_and(|due| due <= now)
+    pub fn has_acks(&self) -> bool {
+        self.receiver.has_acks()
     }
 
-    /// When acknowledgements have to leave at the latest. `None` when none are owed. [`Self::write_acks`] writes them before,
-    /// too, and should be asked to whenever a datagram leaves.
+    /// When acknowledgements have or had to leave at the latest; [`Self::handle_timeout`] makes [`Self::has_acks`] say so. `None`
+    /// when none are owed. [`Self::write_acks`] writes them before, too, and should be asked to whenever a datagram leaves.
     #[must_use]
     pub fn acks_due_at(&self) -> Option<u64> {
-        self.receiver.acks_due
+        self.receiver.acks_due.at()
     }
 
     /// As in the settings, from now on: what the owner learns of a stream tells whether company is to be expected.
@@ -322,7 +322,7 @@ impl Conversation {
         self.handle_timeout(now);
         let end = out.len() + room;
         let before = out.len();
-        if self.has_acks(now) || self.has_probe() || self.has_lost() || self.has_new() {
+        if self.has_acks() || self.has_probe() || self.has_lost() || self.has_new() {
             self.write_acks(end - out.len(), out);
         }
         self.write_probe(end - out.len(), out);
@@ -334,17 +334,17 @@ impl Conversation {
         out.len() - before
     }
 
-    /// When something is due, if nothing else happens before: acknowledgements, or [`Self::handle_timeout`]. `None` when nothing
-    /// will ever be.
+    /// When [`Self::handle_timeout`] has something to do, if nothing else happens before. `None` when it never will.
     #[must_use]
     pub fn next_timeout(&self) -> Option<u64> {
-        [self.sender.next_timeout(), self.acks_due_at()].into_iter().flatten().min()
+        [self.sender.next_timeout(), self.receiver.next_timeout()].into_iter().flatten().min()
     }
 
-    /// Takes segments whose time is up for lost, and decides to ask for the peer's window. What is due then has to be pulled;
-    /// once it is, the next time-out is later than `now`.
+    /// Takes segments whose time is up for lost, lets acknowledgements wait no longer, and decides to ask for the peer's window.
+    /// What is due then has to be pulled; the next time-out is later than `now` in any case.
     pub fn handle_timeout(&mut self, now: u64) {
         self.sender.handle_timeout(now);
+        self.receiver.handle_timeout(now);
     }
 
     /// How long the oldest segment in flight or lost has waited for its acknowledgement, since it was first sent.

@@ -39,8 +39,7 @@ pub struct Receiver {
     /// Those said in the last datagrams, each with the number of its datagram, and that number.
     said: VecDeque<(Owed, u32)>,
     datagrams: u32,
-    /// When the acknowledgements that are owed have to leave. `None` when none are.
-    pub acks_due: Option<u64>,
+    pub acks_due: Due,
     /// How long they may wait for company, in µs: those of what arrived in its turn, and those of what had arrived before.
     pub ack_delay: u64,
     pub duplicate_ack_delay: u64,
@@ -64,6 +63,16 @@ struct Arrived {
 struct Owed {
     number: u32,
     timestamp: u32,
+}
+
+/// When the acknowledgements that are owed have to leave.
+#[derive(Clone, Copy, Debug)]
+pub enum Due {
+    /// None are owed.
+    Never,
+    At(u64),
+    /// And since when.
+    Now(u64),
 }
 
 enum Arrival {
@@ -92,7 +101,7 @@ impl Receiver {
             owed: VecDeque::new(),
             said: VecDeque::new(),
             datagrams: 0,
-            acks_due: None,
+            acks_due: Due::Never,
             ack_delay: settings.ack_delay_us,
             duplicate_ack_delay: settings.duplicate_ack_delay_us,
             duplicates: 0,
@@ -109,7 +118,7 @@ impl Receiver {
             Arrival::InTurn => self.ack_delay,
             Arrival::OutOfTurn => 0, // The peer may be about to send what it takes for lost.
         };
-        self.acks_due = Some(self.acks_due.unwrap_or(u64::MAX).min(now.saturating_add(delay)));
+        self.acks_due = self.acks_due.or_after(now, delay);
         let owed = Owed { number, timestamp };
         if is_before(number, self.next) {
             let newer = self.in_order.filter(|known| !is_before(known.number, number));
@@ -208,6 +217,19 @@ impl Receiver {
         self.asked || self.shut && (self.room() > self.window / 4 || self.readable == 0 && self.room() > 0)
     }
 
+    pub fn has_acks(&self) -> bool {
+        matches!(self.acks_due, Due::Now(_))
+    }
+
+    pub fn next_timeout(&self) -> Option<u64> {
+        let Due::At(at) = self.acks_due else { return None };
+        Some(at)
+    }
+
+    pub fn handle_timeout(&mut self, now: u64) {
+        self.acks_due = self.acks_due.at().map_or(Due::Never, |at| if at <= now { Due::Now(at) } else { Due::At(at) });
+    }
+
     /// Appends what is owed and fits: first one acknowledgement of all that is in order, then those above a gap, then those that
     /// the last datagrams said, from the latest on. New ones take no more than half the room, so that each is said twice even
     /// when there are many: the sender makes up its mind when the next datagram arrives.
@@ -239,11 +261,26 @@ impl Receiver {
         let again = self.said.iter().take(repeats).rev().filter(|(owed, _)| !is_before(owed.number, self.next));
         again.take(slots).for_each(|(owed, _)| append(*owed));
         if self.owed.is_empty() {
-            self.acks_due = None;
+            self.acks_due = Due::Never;
         }
     }
 
     pub fn release(self, buffers: &mut Buffers) {
         self.segments.into_items().for_each(|arrived| buffers.give_back(arrived.buffer));
+    }
+}
+
+impl Due {
+    pub fn at(self) -> Option<u64> {
+        match self {
+            Self::Never => None,
+            Self::At(at) | Self::Now(at) => Some(at),
+        }
+    }
+
+    /// One more is owed.
+    fn or_after(self, now: u64, delay: u64) -> Self {
+        let at = self.at().unwrap_or(u64::MAX).min(now.saturating_add(delay));
+        if at <= now { Self::Now(at) } else { Self::At(at) }
     }
 }
