@@ -162,6 +162,37 @@ fn what_is_written_is_cut_when_it_is_sent_as_the_path_then_allows() {
 }
 
 #[test]
+fn a_path_that_becomes_narrower_needs_longer_packets_for_what_was_sent_only() {
+    const NARROW: usize = 1200;
+    let (mut left, mut right) = (Ours::plain(), Ours::plain());
+    let stream = Rng(5).bytes(100_000);
+    assert_eq!(left.write(&stream), stream.len());
+    let mut out = Vec::new();
+    while out.len() < 30_000 {
+        left.conversation.write_new(0, ROOM, Stamp::default(), &left.buffers, &mut out); // Nothing of it arrives.
+    }
+    left.conversation.set_segment_bytes(NARROW - HEADER_BYTES);
+    let (mut now, mut long) = (0, 0);
+    while right.conversation.readable() < stream.len() {
+        left.conversation.handle_timeout(now);
+        let is_long = left.conversation.first_lost_bytes().is_some_and(|bytes| bytes > NARROW);
+        let mut out = Vec::new();
+        if is_long {
+            long += 1;
+            let bytes = left.conversation.first_lost_bytes();
+            left.conversation.write_lost(now, ROOM, Stamp::default(), &left.buffers, &mut out);
+            assert_eq!(Some(out.len()), bytes);
+        } else if left.conversation.flush(now, NARROW, 0, Stamp::default(), &left.buffers, &mut out) == 0 {
+            now = left.next_timeout(now).expect("something is left");
+        }
+        right.input(now, &out);
+        right.output(now).iter().for_each(|acks| left.input(now, acks));
+        assert!(now < 60 * SECOND, "{} bytes have arrived", right.conversation.readable());
+    }
+    assert_eq!((right.read(usize::MAX), long), (stream, out.len() / (1298 + HEADER_BYTES)));
+}
+
+#[test]
 fn a_packet_that_is_begun_takes_a_segment_cut_down_to_half_and_no_less() {
     let sent = |room: usize| {
         let mut left = Ours::plain();

@@ -10,6 +10,16 @@
 //! lost when one that was sent later has been acknowledged, or by time: while no more than a few are in flight each has its own
 //! time-out; of many, only the one that the peer waits for has, begun again by every acknowledgement.
 //!
+//! Segments are cut when they are first sent, as long as the path carries then. KCP numbers segments, not bytes, and what was sent
+//! may have arrived: a segment keeps its length for good. When the path turns out to carry less,
+//! [`Conversation::set_segment_bytes`] is all it takes for what was not sent. Of what was, all that is lost comes out of
+//! `write_lost` in its turn; where [`Conversation::first_lost_bytes`] is more than a packet has, the owner has to carry that segment
+//! in pieces, or in a datagram that routers may cut. There is at most a window of those, once. To have few, begin with what
+//! every path carries, and cut longer ones only when the path has shown that it carries them.
+//!
+//! What a call costs does not depend on the window: each segment is touched when it is sent, acknowledged, lost or read, and
+//! [`Conversation::next_timeout`] looks at no more than 16. Only memory does: a window that no cache holds costs its way there.
+//!
 //! Deliberately absent: congestion control and pacing, which belong to all conversations of a tunnel together; the opening and
 //! closing of streams; the verdict that a peer is dead. Time comes in as µs from any origin.
 
@@ -164,7 +174,7 @@ impl Conversation {
         self.sender.room()
     }
 
-    /// Payload of the segments that are cut from what is written from now on, in bytes, when the path is found to carry more.
+    /// Payload of the segments that are cut from now on, in bytes, when the path is found to carry more or less.
     pub fn set_segment_bytes(&mut self, bytes: usize) {
         self.sender.set_segment_bytes(bytes);
     }
@@ -248,6 +258,12 @@ impl Conversation {
     #[must_use]
     pub fn has_lost(&self) -> bool {
         self.sender.has_lost()
+    }
+
+    /// What the next segment that [`Self::write_lost`] appends takes, in bytes with its header. `None` when none is lost.
+    #[must_use]
+    pub fn first_lost_bytes(&self) -> Option<usize> {
+        self.sender.first_lost_bytes()
     }
 
     /// Whether there is something that was never sent and that the peer's window admits.
