@@ -39,6 +39,7 @@ use segment::{Command, HEADER_BYTES, Header};
 use sender::{Packet, Sender};
 pub use settings::{Mode, Overtaken, Settings};
 
+/// Whoever calls brings the same [`Buffers`] each time.
 #[derive(Debug)]
 pub struct Conversation {
     id: u32,
