@@ -165,8 +165,8 @@ impl Control {
     }
 
     /// Whether acknowledgements or windows cannot wait for company.
-    pub fn has_urgent_news(&self, now: u64) -> bool {
-        self.conversation.has_acks(now) || self.conversation.has_probe()
+    pub fn has_urgent_news(&self) -> bool {
+        self.conversation.has_acks() || self.conversation.has_probe()
     }
 
     pub fn write_segments(&mut self, now: u64, room: usize, stamp: Stamp, out: &mut Vec<u8>) {
