@@ -8,3 +8,4 @@ pub mod status;
 pub mod target;
 pub mod timers;
 pub mod token;
+pub mod tunnel;
