@@ -220,6 +220,38 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_wrong_answer_does_not_spoil_the_right_one() {
+        let key = Key::from_secret(b"secret");
+        let (mut initiator, message) = Initiator::new(&key, &offer(true), &mut Random::new([1; 32]));
+        let (_, responder) = respond(&key, &message, &mut Random::new([2; 32])).expect("the same key");
+        let (message, mut theirs) = responder.answer(0, &answer(Cipher::Aes256Gcm));
+        for at in 0..ANSWER_BYTES {
+            let mut wrong = message;
+            wrong[at] ^= 0x80;
+            assert!(initiator.finish(0, &wrong).is_err(), "byte {at}");
+        }
+        let (_, mut ours) = initiator.finish(0, &message).expect("it is the answer");
+        carry(&mut ours, &mut theirs, b"there");
+        assert!(initiator.finish(0, &message).is_err(), "once only");
+    }
+
+    #[test]
+    fn the_same_random_bytes_make_the_same_handshake() {
+        let key = Key::from_secret(b"secret");
+        let first = |seed| Initiator::new(&key, &offer(true), &mut Random::new([seed; 32])).1;
+        assert_eq!(first(1), first(1));
+        assert_ne!(first(1)[Header::LEN..][..EPHEMERAL_BYTES], first(2)[Header::LEN..][..EPHEMERAL_BYTES]);
+    }
+
+    #[test]
+    fn two_handshakes_of_one_generator_have_different_ephemeral_keys() {
+        let (key, mut random) = (Key::from_secret(b"secret"), Random::new([1; 32]));
+        let first = Initiator::new(&key, &offer(true), &mut random).1;
+        let second = Initiator::new(&key, &offer(true), &mut random).1;
+        assert_ne!(first[Header::LEN..][..EPHEMERAL_BYTES], second[Header::LEN..][..EPHEMERAL_BYTES]);
+    }
+
     fn carry(from: &mut Session, to: &mut Session, words: &[u8]) {
         let mut out = Vec::new();
         let start = from.begin_packet(&mut out);

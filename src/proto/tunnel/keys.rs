@@ -96,3 +96,35 @@ impl std::fmt::Debug for Ratchet {
         f.write_str("Ratchet(..)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_has_one_key_and_its_id_tells_it_from_others() {
+        let key = |secret: &[u8]| Key::from_secret(secret);
+        assert_eq!((key(b"one").id(), key(b"one").psk()), (key(b"one").id(), key(b"one").psk()));
+        for other in [&b"two"[..], b"one ", b"one\0", b"on", b""] {
+            assert_ne!(key(b"one").id(), key(other).id(), "{other:?}");
+            assert_ne!(key(b"one").psk(), key(other).psk(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn neither_keys_nor_ratchets_show_what_they_hold() {
+        let ratchet = Ratchet::new(Cipher::Aes256Gcm, &[1], &[2; 32]);
+        assert_eq!(format!("{:?} {ratchet:?}", Key::from_secret(b"one")), "Key(..) Ratchet(..)");
+    }
+
+    #[test]
+    fn every_epoch_every_direction_and_every_handshake_has_a_key_of_its_own() {
+        let mut tags = std::collections::BTreeSet::new();
+        for cipher in [Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305] {
+            for (transcript, split) in [([1], [1; 32]), ([1], [2; 32]), ([2], [1; 32])] {
+                let mut ratchet = Ratchet::new(cipher, &transcript, &split);
+                (0..100).for_each(|_| assert!(tags.insert(ratchet.advance().seal(0, &[0; 12], &mut [0; 32]))));
+            }
+        }
+    }
+}

@@ -73,3 +73,34 @@ impl std::fmt::Debug for PacketKey {
         f.write_str("PacketKey(..)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_same_key_iv_number_and_header_open_what_was_sealed() {
+        for cipher in [Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305] {
+            let key = PacketKey::new(cipher, &[1; 32], [2; 12]);
+            let mut body = b"frames".to_vec();
+            let tag = key.seal(3, &[4; 12], &mut body);
+            body.extend_from_slice(&tag);
+            let opens = |key: &PacketKey, number, header| {
+                key.open(number, header, &mut body.clone()).is_ok_and(|plaintext| plaintext == b"frames")
+            };
+            assert!(opens(&key, 3, &[4; 12]));
+            assert!(!opens(&key, 2, &[4; 12]));
+            assert!(!opens(&key, 3, &[5; 12]));
+            assert!(!opens(&PacketKey::new(cipher, &[0; 32], [2; 12]), 3, &[4; 12]));
+            assert!(!opens(&PacketKey::new(cipher, &[1; 32], [0; 12]), 3, &[4; 12]));
+        }
+    }
+
+    #[test]
+    fn every_number_has_a_nonce_of_its_own() {
+        let key = PacketKey::new(Cipher::Aes256Gcm, &[0; 32], [0xff; 12]);
+        let nonce = |number| *key.nonce(number).as_ref();
+        assert_eq!(nonce(0), [0xff; 12]);
+        assert_eq!(nonce(0x0102_0304_0506), *b"\xff\xff\xff\xff\xff\xff\xfe\xfd\xfc\xfb\xfa\xf9");
+    }
+}

@@ -47,3 +47,34 @@ impl std::fmt::Debug for Random {
         f.write_str("Random(..)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_gives_the_same_bytes_again_and_another_seed_others() {
+        let bytes = |seed| Random::new([seed; 32]).draw::<32>();
+        assert_eq!(bytes(1), bytes(1));
+        assert_ne!(bytes(1), bytes(2));
+    }
+
+    #[test]
+    fn no_draw_repeats_an_earlier_one_or_tells_the_state() {
+        let mut random = Random::new([7; 32]);
+        let mut seen = std::collections::BTreeSet::from([[7; 32]]);
+        for _ in 0..1_000 {
+            assert!(seen.insert(random.draw()), "a draw repeats");
+            assert!(seen.insert(*random.state), "a state was drawn");
+        }
+    }
+
+    #[test]
+    fn more_than_a_draw_is_filled_with_several() {
+        let mut all = [0; 70];
+        Random::new([3; 32]).fill(&mut all);
+        let mut random = Random::new([3; 32]);
+        assert_eq!((&all[..32], &all[32..64]), (&random.draw::<32>()[..], &random.draw::<32>()[..]));
+        assert_eq!(all[64..], random.draw::<6>());
+    }
+}

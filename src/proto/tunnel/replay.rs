@@ -19,7 +19,7 @@ pub(super) struct ReplayWindow {
 }
 
 impl ReplayWindow {
-    /// `first` is the smallest number there is.
+    /// `first` is the smallest number that it is ever asked about.
     pub fn new(first: u64) -> Self {
         Self { next: first, seen: [0; WORDS] }
     }
@@ -56,4 +56,60 @@ impl ReplayWindow {
 
 fn place(number: u64) -> (usize, u64) {
     ((number / WORD_BITS % WORDS as u64) as usize, 1 << (number % WORD_BITS))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_number_is_admitted_once() {
+        let mut window = ReplayWindow::new(0);
+        for number in [0, 1, 3, 2, 2048, 4000, 1953] {
+            assert!(window.admits(number), "{number}");
+            window.mark(number);
+            assert!(!window.admits(number), "{number} again");
+        }
+    }
+
+    #[test]
+    fn the_window_is_exactly_2048_numbers_long_wherever_it_ends() {
+        for highest in 5_000..5_200 {
+            let mut window = ReplayWindow::new(0);
+            window.mark(highest);
+            assert!(window.admits(highest - WINDOW + 1), "{highest}");
+            assert!(!window.admits(highest - WINDOW), "{highest}");
+        }
+    }
+
+    /// Forward or back from the highest, by jumps of every order of magnitude.
+    fn jumps() -> impl Strategy<Value = Vec<(bool, u64)>> {
+        let jump = (any::<bool>(), 0..16_u32, any::<u64>());
+        prop::collection::vec(jump.prop_map(|(forward, bits, random)| (forward, random % (1 << bits))), 1..400)
+    }
+
+    proptest! {
+        #[test]
+        fn it_says_what_a_list_of_all_numbers_would_say(epoch in 0..3_u64, jumps in jumps()) {
+            let first = epoch << 22;
+            let mut window = ReplayWindow::new(first);
+            let mut seen = BTreeSet::<u64>::new();
+            for (forward, jump) in jumps {
+                let highest = seen.last().copied();
+                let from = highest.unwrap_or(first);
+                let number = if forward { from + jump } else { from.saturating_sub(jump).max(first) };
+                let is_old = highest.is_some_and(|highest| number + WINDOW <= highest);
+                prop_assert_eq!(window.is_highest(number), highest.is_none_or(|highest| number > highest));
+                prop_assert_eq!(window.admits(number), !is_old && !seen.contains(&number), "{}", number);
+                if window.admits(number) {
+                    window.mark(number);
+                    seen.insert(number);
+                }
+            }
+        }
+    }
 }

@@ -210,3 +210,83 @@ impl std::fmt::Display for Malformed {
 }
 
 impl std::error::Error for Malformed {}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_header_stands_in_network_order() {
+        let header = Header { id: Id(*b"abcdef"), number: 0x0102_0304_0506 };
+        assert_eq!(header.emit(), *b"abcdef\x01\x02\x03\x04\x05\x06");
+        assert_eq!(Header::parse(b"abcdef\x01\x02\x03\x04\x05\x06..."), Ok(header));
+        assert_eq!(Header::parse(b"abcdef\x01\x02\x03\x04\x05"), Err(Malformed));
+    }
+
+    #[test]
+    fn an_offer_has_one_length_whatever_the_name() {
+        let offer = Offer { id: Id(*b"abcdef"), has_aes: true, service: ServiceName::new("game").expect("a name") };
+        let bytes = [&b"\x01\x01abcdef\x04game"[..], &[0; 60]].concat();
+        assert_eq!(offer.emit()[..], bytes[..]);
+        assert_eq!(bytes.len(), Offer::LEN);
+    }
+
+    #[test]
+    fn an_answer_stands_as_told() {
+        let answer =
+            Answer { id: Id(*b"abcdef"), cipher: Cipher::Aes256Gcm, wants_addresses: true, tcp_ports: 4, udp_ports: 5 };
+        assert_eq!(answer.emit(), *b"abcdef\x03\x04\x05");
+    }
+
+    #[test]
+    fn a_service_has_a_short_and_plain_name() {
+        let longest = "x".repeat(SERVICE_BYTES_MAX);
+        for name in ["a", "Game-2_b.example", &longest] {
+            assert_eq!(ServiceName::new(name).expect(name).as_str(), name);
+        }
+        for name in ["", " ", "a b", "a/b", "é", "a\n", &format!("{longest}x"), &"x".repeat(256 + 1)] {
+            assert_eq!(ServiceName::new(name), Err(Malformed), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn an_offer_of_another_version_or_with_bytes_after_the_name_is_none() {
+        let good = Offer { id: Id([1; 6]), has_aes: false, service: ServiceName::new("game").expect("a name") }.emit();
+        assert!(Offer::parse(&good).is_ok());
+        for (at, byte) in [(0, 0), (0, 2), (8, 0), (8, 3), (8, 5), (8, 65), (8, 255), (9, b'/'), (13, b'x'), (72, 1)] {
+            let mut bytes = good;
+            bytes[at] = byte;
+            assert_eq!(Offer::parse(&bytes), Err(Malformed), "byte {at} is {byte}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_undoes_emitting(
+            (id, number) in (any::<[u8; 6]>(), 0..=NUMBER_MAX),
+            name in "[A-Za-z0-9._-]{1,64}",
+            (flags, tcp_ports, udp_ports) in (any::<[bool; 2]>(), any::<u8>(), any::<u8>()),
+        ) {
+            let id = Id(id);
+            let header = Header { id, number };
+            prop_assert_eq!(Header::parse(&header.emit()), Ok(header));
+            let offer = Offer { id, has_aes: flags[0], service: ServiceName::new(&name).expect("a name") };
+            prop_assert_eq!(Offer::parse(&offer.emit()), Ok(offer));
+            let cipher = Cipher::for_both(flags[0], true);
+            let answer = Answer { id, cipher, wants_addresses: flags[1], tcp_ports, udp_ports };
+            prop_assert_eq!(Answer::parse(&answer.emit()), answer);
+        }
+
+        #[test]
+        fn no_bytes_make_parsing_panic(bytes: Vec<u8>, offer: [[u8; Offer::LEN]; 1], answer: [u8; Answer::LEN]) {
+            let _ = (Header::parse(&bytes), Answer::parse(&answer));
+            let [mut offer] = offer;
+            for (version, length) in [(offer[0], offer[8]), (VERSION, offer[8]), (VERSION, offer[8] % 70)] {
+                (offer[0], offer[8]) = (version, length);
+                let _ = Offer::parse(&offer).map(|offer| offer.service.as_str().len());
+            }
+        }
+    }
+}
