@@ -8,9 +8,9 @@
 //! ```
 //!
 //! The first message can be a recorded one. It gains nothing: the session that follows has keys which only the holder of the
-//! ephemeral key can use, so nothing ever opens in it. But an answer costs a Diffie-Hellman, so the caller limits their rate, and
-//! sends the same answer again to an exact repeat. [`respond`] alone, which every stranger can ask for, takes three hashes and
-//! a tag. A first message is longer than its answer.
+//! ephemeral key can use, so nothing ever opens in it. But an answer costs two Diffie-Hellman, so the caller limits their rate, and
+//! sends the same answer again to an exact repeat. [`respond`] alone, which everybody can ask for who has seen the id of the
+//! key, costs a tenth of it. A first message is longer than its answer.
 //!
 //! Ephemeral keys come from the caller's [`Random`]. `snow` does not wipe what it holds, ephemeral keys and the psk: they lie in
 //! freed memory until it is used again. Absent: time, repeats, limits, and which services there are.
