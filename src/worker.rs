@@ -19,8 +19,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::engine::{Engine, Kind};
+use crate::names::Names;
 use crate::proto::token::{Keyring, Secret};
-use crate::tcp::names::Names;
 use crate::tcp::{Settings, Tcp};
 use crate::{limits, log, sys};
 
