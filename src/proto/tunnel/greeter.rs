@@ -70,7 +70,7 @@ pub enum Greeting {
 impl Greeter {
     /// The same name and key again replace what they offered.
     pub fn serve(&mut self, key: Arc<Key>, name: ServiceName, service: Service) {
-        self.withdraw(&name);
+        self.services.retain(|served| served.name != name || served.key.id() != key.id());
         self.services.push(Served { key, name, service });
     }
 
