@@ -59,8 +59,8 @@ impl Demo {
             let (ready, gateway) = oneshot::channel();
             let show = self.show(&form, &room, gateway);
             let reload = || Config::resolve(&form).map(|config| config.daemon).map_err(|error| error.message);
-            let daemon = supervisor::supervise(daemon, reload, |addresses| {
-                let _ = ready.send(addresses[0]);
+            let daemon = supervisor::supervise(daemon, reload, |doors| {
+                let _ = ready.send(doors[0].address());
             });
             let (shown, ended) = tokio::join!(show, daemon);
             if std::io::stdout().is_terminal() {

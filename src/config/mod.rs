@@ -3,6 +3,7 @@
 
 mod run;
 mod secrets;
+mod tunnel;
 mod values;
 
 use std::fs;
@@ -13,7 +14,8 @@ use serde::de::DeserializeOwned;
 
 pub use run::{Config, Form};
 pub use secrets::SecretForm;
-pub use values::{DaemonForm, LogForm, Span, Typed, Workers};
+pub use tunnel::{ProvideForm, ProvideTable, TunnelForm, VisitForm, VisitTable};
+pub use values::{DaemonForm, LogForm, Rate, Span, Typed, Workers};
 
 /// What is wrong with a configuration, and what to do about it.
 #[derive(Debug)]
@@ -37,6 +39,9 @@ fn within(name: &str, value: usize, least: usize, most: usize) -> Result<(), Err
 
 /// A form. A field's name is its flag, its key in the file and, behind `GATEWAY_`, its name in the environment.
 trait Fill: Args + DeserializeOwned + Default {
+    /// The key of a list of tables that only the file has.
+    const TABLES: Option<&str> = None;
+
     /// This form, its gaps filled from `other`.
     fn over(self, other: Self) -> Self;
 }
@@ -72,11 +77,12 @@ fn many<T>(mine: Vec<T>, other: Vec<T>) -> Vec<T> {
     if mine.is_empty() { other } else { mine }
 }
 
-/// The keys a file may have: the long names of the flags.
+/// The keys a file may have: the long names of the flags, what has no flag by its place, and tables.
 fn keys<F: Fill>() -> Vec<String> {
     let command = F::augment_args(clap::Command::new("form"));
-    let names = command.get_arguments().filter_map(|argument| argument.get_long().map(str::to_owned));
-    names.filter(|name| name != "config" && name != "help").collect()
+    let names = command.get_arguments().map(|argument| argument.get_long().unwrap_or(argument.get_id().as_str()));
+    let names = names.filter(|name| *name != "config" && *name != "help");
+    names.chain(F::TABLES).map(str::to_owned).collect()
 }
 
 /// How a value of `name` may look.
@@ -84,6 +90,11 @@ fn keys<F: Fill>() -> Vec<String> {
 pub fn example(name: &str) -> String {
     let value = match name {
         "addr" => "0.0.0.0:9000",
+        "tcp" | "udp" => "127.0.0.1:7777",
+        "listen-udp" => "0.0.0.0:29900",
+        "peer" => "game.example.com:29900",
+        "rate" => "20M",
+        "mode" => "game",
         "allow" | "deny" => "10.0.0.0/8:1024-65535",
         "workers" => "auto",
         "drain" | "timeout" | "idle-timeout" | "handshake-timeout" | "half-closed-timeout" => "30s",
@@ -91,7 +102,7 @@ pub fn example(name: &str) -> String {
         "max-connections" => "10000",
         "retry" => "2",
         "reuse" => "true",
-        _ => return "see `gateway run --help`".to_owned(),
+        _ => return "see `gateway VERB --help`".to_owned(),
     };
     format!("for example {value}")
 }

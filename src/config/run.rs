@@ -9,7 +9,8 @@ use serde::Deserialize;
 use super::values::one_or_many;
 use super::{DaemonForm, Error, Fill, LogForm, SecretForm, Span, Workers, many, read, within};
 use crate::proto::policy::{Policy, Rule};
-use crate::{limits, supervisor, tcp};
+use crate::supervisor::{self, Door};
+use crate::{limits, tcp, worker};
 
 /// What may be said to `gateway run`.
 #[derive(Clone, Debug, Default, clap::Args, Deserialize)]
@@ -97,16 +98,17 @@ impl Config {
         let buffer_bytes = form.buffer.unwrap_or(limits::BUFFER_BYTES);
         within("buffer", buffer_bytes, limits::BUFFER_BYTES_MIN, limits::BUFFER_BYTES_MAX)?;
         let span = |given: Option<Span>, default: Duration| given.map_or(default, |span| span.0);
+        let addresses = many(form.addr, vec![SocketAddr::from(([0, 0, 0, 0], 0))]);
         let daemon = supervisor::Settings {
-            addresses: if form.addr.is_empty() { vec![SocketAddr::from(([0, 0, 0, 0], 0))] } else { form.addr },
+            doors: addresses.into_iter().map(Door::Tcp).collect(),
             reuse: form.reuse.unwrap_or(false),
             workers: form.workers.unwrap_or(Workers(1)).0,
             engine: form.daemon.engine.unwrap_or_default(),
-            pid_file: Some(form.daemon.pid_file.unwrap_or_else(|| PathBuf::from("gateway.pid"))),
+            pid_file: Some(form.daemon.pid_file()),
             drain: form.daemon.drain.map(|span| span.0),
             log: form.log.settings(),
             keys,
-            tcp: tcp::Settings {
+            worker: worker::Settings::Gateway(tcp::Settings {
                 handshake_timeout: span(form.handshake_timeout, limits::HANDSHAKE_TIMEOUT),
                 dial_timeout: span(form.timeout, limits::DIAL_TIMEOUT),
                 dial_attempts: attempts,
@@ -116,7 +118,7 @@ impl Config {
                 connections_max: form.daemon.max_connections.map_or(usize::MAX, usize::from),
                 policy,
                 own_addresses: Vec::new(),
-            },
+            }),
         };
         Ok(Self { daemon, warnings })
     }

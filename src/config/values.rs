@@ -42,6 +42,10 @@ pub struct DaemonForm {
 }
 
 impl DaemonForm {
+    pub(super) fn pid_file(&self) -> PathBuf {
+        self.pid_file.clone().unwrap_or_else(|| PathBuf::from("gateway.pid"))
+    }
+
     pub(super) fn over(self, other: Self) -> Self {
         Self {
             engine: self.engine.or(other.engine),
@@ -150,6 +154,37 @@ impl FromStr for Span {
     }
 }
 
+/// A rate in bits a second: `20M`, `500k`, `1G`, or a plain number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate(u64);
+
+/// Less would not carry acknowledgements, and more no machine does.
+const RATE_BITS: std::ops::RangeInclusive<u64> = 64_000..=1_000_000_000_000;
+
+impl Rate {
+    /// Bytes a second.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        self.0 / 8
+    }
+}
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (number, unit) = match text.bytes().last().map(|last| last.to_ascii_lowercase()) {
+            Some(b'k') => (&text[..text.len() - 1], 1_000),
+            Some(b'm') => (&text[..text.len() - 1], 1_000_000),
+            Some(b'g') => (&text[..text.len() - 1], 1_000_000_000),
+            _ => (text, 1),
+        };
+        let bits = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+        let bits = bits.filter(|bits| RATE_BITS.contains(bits));
+        bits.map(Self).ok_or_else(|| "expected bits a second from 64k to 1000G, like 500k, 20M or 1G".to_owned())
+    }
+}
+
 /// Values that a file may give as text or as a number.
 macro_rules! from_text_or_number {
     ($($type:ty),*) => {$(
@@ -168,7 +203,7 @@ macro_rules! from_text_or_number {
     )*};
 }
 
-from_text_or_number!(Workers, Span);
+from_text_or_number!(Workers, Span, Rate);
 
 /// A list, or its only element.
 pub(super) fn one_or_many<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<Vec<T>, D::Error> {
@@ -186,6 +221,16 @@ fn custom<E: serde::de::Error>(message: &str) -> E {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rate_has_a_unit_or_none() {
+        for (text, bits) in [("64000", 64_000), ("500k", 500_000), ("20M", 20_000_000), ("1g", 1_000_000_000)] {
+            assert_eq!(text.parse(), Ok(Rate(bits)));
+        }
+        for text in ["", "M", "0", "63k", "1.5M", "-1M", "2000G", "20Mb", "99999999999999999999"] {
+            assert!(text.parse::<Rate>().is_err(), "{text:?}");
+        }
+    }
 
     #[test]
     fn a_plain_number_is_seconds() {
