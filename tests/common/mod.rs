@@ -1,6 +1,8 @@
 //! What every test needs: a real daemon on loopback, real backends, real clients, and patience with a limit.
 #![allow(dead_code, reason = "each test file uses its own part of this module")]
 
+pub mod tunnel;
+
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
@@ -231,7 +233,7 @@ impl Drop for Gateway {
     }
 }
 
-fn collect(mut from: impl Read + Send + 'static) -> (Arc<Mutex<String>>, thread::JoinHandle<()>) {
+pub fn collect(mut from: impl Read + Send + 'static) -> (Arc<Mutex<String>>, thread::JoinHandle<()>) {
     let text = Arc::new(Mutex::new(String::new()));
     let into = text.clone();
     let collector = thread::spawn(move || {
