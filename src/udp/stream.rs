@@ -207,7 +207,6 @@ impl Joined {
         let before = (self.inward.moved, self.outward.moved);
         let inward = self.inward.run(side, tunnel, self.joint.stream, &mut context.scratch);
         let outward = self.outward.run(side, tunnel, self.joint.stream, &mut context.scratch);
-        tracing::trace!(?inward, ?outward, i=?self.inward, o=?self.outward, ready=?side.ready, "step");
         if inward == Flown::Failed || outward == Flown::Failed {
             tunnel.reset(self.joint.stream, ResetReason::Reset);
             return Next::Close(Ending::Reset);
@@ -239,7 +238,7 @@ impl Inward {
             // Nothing is read any more: that the connection failed later is seen only here.
             return if side.ready.failed { Flown::Failed } else { Flown::Blocked };
         }
-        let before = self.moved;
+        let (before, woken) = (self.moved, side.ready.readable);
         // A short read means that the socket is empty, unless an end or an urgent mark stands behind it.
         let more = side.ready.ended || side.ready.urgent || self.doubtful;
         let outcome = loop {
@@ -250,7 +249,9 @@ impl Inward {
                 break Flown::BudgetSpent;
             }
         };
-        self.doubtful = self.moved == before && outcome == Flown::Blocked;
+        if woken {
+            self.doubtful = self.moved == before && !side.ready.readable;
+        }
         outcome
     }
 
