@@ -47,8 +47,8 @@ impl Epoll {
     }
 
     fn wait_finely(&mut self, patience: Duration) -> io::Result<usize> {
-        let fraction = patience.subsec_nanos() % 1_000_000 != 0;
-        if !self.fine || !fraction {
+        let whole = patience.subsec_nanos().is_multiple_of(1_000_000);
+        if !self.fine || whole {
             return self.wait_coarsely(patience);
         }
         let timeout = libc::timespec {

@@ -53,7 +53,7 @@ pub struct Udp {
 
 #[derive(Debug)]
 enum End {
-    Provider(Provider),
+    Provider(Box<Provider>),
     Visitor(Box<Visitor>),
 }
 
@@ -135,7 +135,7 @@ impl Udp {
         let (end, carrier) = match context.settings.role.clone() {
             Role::Provide(services) => {
                 let carrier = Carrier::on(sockets, &mut context.engine)?;
-                (End::Provider(Provider::new(services, &mut context)), carrier)
+                (End::Provider(Box::new(Provider::new(services, &mut context))), carrier)
             }
             Role::Visit(services) => {
                 let visitor = Visitor::new(services, sockets, names, &mut context)?;

@@ -55,15 +55,15 @@ pub struct Visited {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Little messages are never repeated before they are missed
+    /// Little messages are sent once, and again when they are missed
     Normal,
-    /// ... are repeated once
+    /// Little messages are sent twice
     Fast,
-    /// ... twice
+    /// Little messages are sent three times
     Fast2,
-    /// ... four times
+    /// Little messages are sent five times
     Fast3,
-    /// ... as often as the measured loss demands
+    /// Little messages are sent as often as the measured loss demands
     #[default]
     Game,
     /// For files: as normal
