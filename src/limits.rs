@@ -121,8 +121,8 @@ pub const REACH_PAUSE_MIN: Duration = Duration::from_secs(1);
 pub const REACH_PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// An attempt this old is begun anew when a player comes: its next question may be seconds away, and the name may lead
-/// elsewhere by now.
-pub const REACH_STALE: Duration = Duration::from_secs(1);
+/// elsewhere by now. Not sooner, or many players would leave no attempt the time to succeed.
+pub const REACH_STALE: Duration = Duration::from_secs(3);
 
 /// A peer that has not answered for so long what it was asked may have been restarted, and knows nothing of the tunnel: a new
 /// one is tried beside it. Several times the longest round trip on earth, lost datagrams included.

@@ -127,8 +127,22 @@ impl Reach {
         }
         self.try_addresses(visited, carrier, context);
         if self.attempt.as_ref().is_some_and(|attempt| attempt.ends <= now) {
-            self.fail(visited, context);
+            self.fail(context);
         }
+        self.warn(visited, now);
+    }
+
+    /// Once, when nobody has answered for as long as an attempt takes.
+    fn warn(&mut self, visited: &Visited, now: Instant) {
+        if self.up.is_some() || self.told || now < self.down_since + limits::REACH_TIMEOUT {
+            return;
+        }
+        self.told = true;
+        tracing::warn!(
+            service = %visited.name,
+            "the provider does not answer: is it there, with this service and this secret? Trying on; players wait up to {} s",
+            limits::TUNNEL_WAIT.as_secs()
+        );
     }
 
     fn begin(&mut self, visited: &Visited, names: &Names<Asker>, context: &Context) {
@@ -172,17 +186,10 @@ impl Reach {
     }
 
     /// An attempt has come to its end.
-    fn fail(&mut self, visited: &Visited, context: &mut Context) {
+    fn fail(&mut self, context: &mut Context) {
         self.give_up(context);
         self.pause = (self.pause * 2).clamp(limits::REACH_PAUSE_MIN, limits::REACH_PAUSE_MAX);
         self.retry_at = context.now + self.pause;
-        if self.up.is_none() && !std::mem::replace(&mut self.told, true) {
-            tracing::warn!(
-                service = %visited.name,
-                "the provider does not answer: is it there, with this service and this secret? Trying on; players wait up to {} s",
-                limits::TUNNEL_WAIT.as_secs()
-            );
-        }
     }
 
     fn give_up(&mut self, context: &mut Context) {
