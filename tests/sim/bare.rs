@@ -19,11 +19,30 @@ const BULK: u32 = 2;
 /// What travels from a node.
 #[derive(Clone, Debug, Default)]
 pub struct Traffic {
-    /// µs between two messages of 64 bytes. `None`: no game.
+    /// Between two messages of 64 bytes. `None`: no game.
     pub game_every_us: Option<u64>,
     pub bulk: bool,
+    /// `None`: as many as there is room for.
+    pub bulk_bytes_per_second: Option<u64>,
     /// Never more than so many repeats; `None`: as many as losses demand.
     pub repeats: Option<u32>,
+}
+
+/// 60 messages a second.
+pub const GAME_EVERY_US: u64 = 16_667;
+
+impl Traffic {
+    pub fn game() -> Self {
+        Self { game_every_us: Some(GAME_EVERY_US), ..Self::default() }
+    }
+
+    pub fn bulk() -> Self {
+        Self { bulk: true, ..Self::default() }
+    }
+
+    pub fn game_and_bulk() -> Self {
+        Self { bulk: true, ..Self::game() }
+    }
 }
 
 pub struct Bare {
@@ -35,8 +54,12 @@ pub struct Bare {
     pub pacer: Pacer,
     next_message: u64,
     messages: u64,
+    /// When slow bulk is next written.
+    next_bulk: u64,
     /// When bulk may go on.
     wake_at: Option<u64>,
+    /// Traffic changed, and nothing has happened since.
+    is_to_start: bool,
     number: u64,
     incoming: Incoming,
     outgoing: Outgoing,
@@ -47,6 +70,9 @@ pub struct Bare {
 }
 
 pub const MESSAGE: usize = 64;
+
+/// Written at once of slow bulk.
+const SLOW_BULK: usize = 4_000;
 
 /// What is known of the peer's packets.
 #[derive(Default)]
@@ -72,7 +98,7 @@ impl Bare {
     pub fn new(peer: SocketAddr, traffic: Traffic, pacer: pacer::Settings) -> Self {
         let kcp = Settings { segment_bytes: ROOM - 24, rto_first_us: 100 * MS, ..Settings::default() };
         let bulk = Settings { send_bytes: 4 << 20, ..kcp.clone() };
-        let mut bare = Self {
+        Self {
             peer,
             traffic,
             game: Conversation::new(GAME, kcp),
@@ -81,20 +107,26 @@ impl Bare {
             pacer: Pacer::new(pacer),
             next_message: 0,
             messages: 0,
+            next_bulk: 0,
             wake_at: None,
+            is_to_start: true,
             number: 0,
             incoming: Incoming::default(),
             outgoing: Outgoing { burst: 1.0, loss: 0.01, ..Outgoing::default() },
             scratch: vec![0; 1 << 16],
             delays: Vec::new(),
             delivered_bytes: 0,
-        };
-        bare.use_streams(0);
-        bare
+        }
     }
 
     pub fn in_flight(&self) -> usize {
         self.game.in_flight() + self.bulk.in_flight()
+    }
+
+    /// From now on this is what it sends.
+    pub fn start(&mut self, traffic: Traffic) {
+        self.traffic = traffic;
+        self.is_to_start = true;
     }
 
     /// Smoothed part of our packets that the peer misses.
@@ -123,6 +155,14 @@ impl Bare {
             assert_eq!(self.game.write(&message, &mut self.buffers), MESSAGE, "a game never fills its stream");
             self.messages += 1;
             self.next_message = now + every;
+        }
+        if let Some(rate) = self.traffic.bulk_bytes_per_second {
+            while self.next_bulk <= now {
+                self.bulk.write(&self.scratch[..SLOW_BULK], &mut self.buffers);
+                self.next_bulk = self.next_bulk.max(now.saturating_sub(SLOW_BULK as u64 * 1_000_000 / rate));
+                self.next_bulk += SLOW_BULK as u64 * 1_000_000 / rate;
+            }
+            return;
         }
         while self.traffic.bulk && self.bulk.room() > 64 << 10 {
             if self.bulk.write(&self.scratch, &mut self.buffers) == 0 {
@@ -282,13 +322,18 @@ impl Node for Bare {
     }
 
     fn poll_transmit(&mut self, now: u64, out: &mut Vec<u8>) -> Option<(SocketAddr, usize)> {
+        if std::mem::take(&mut self.is_to_start) {
+            self.next_message = now;
+            self.use_streams(now);
+        }
         let is_something = self.write_small(now, out) || self.write_bulk(now, out);
         is_something.then_some((self.peer, DATAGRAM))
     }
 
     fn next_timeout(&self) -> Option<u64> {
         let message = self.traffic.game_every_us.map(|_| self.next_message);
-        [self.game.next_timeout(), self.bulk.next_timeout(), message, self.wake_at].into_iter().flatten().min()
+        let slow = self.traffic.bulk_bytes_per_second.map(|_| self.next_bulk);
+        [self.game.next_timeout(), self.bulk.next_timeout(), message, slow, self.wake_at].into_iter().flatten().min()
     }
 
     fn handle_timeout(&mut self, now: u64) {
