@@ -92,7 +92,7 @@ fn what_is_lost_of_bulk_is_sent_again_after_a_round_trip() {
     let mut datagrams = Vec::new();
     for at in 0..100 {
         let mut out = Vec::new();
-        left.conversation.write_new(at * 100, ROOM, Stamp::default(), &mut out);
+        left.conversation.write_new(at * 100, ROOM, Stamp::default(), &left.buffers, &mut out);
         datagrams.push(out);
     }
     let mut again = Vec::new();
@@ -104,7 +104,7 @@ fn what_is_lost_of_bulk_is_sent_again_after_a_round_trip() {
         }
         if left.conversation.has_lost() {
             let mut out = Vec::new();
-            left.conversation.write_lost(at * 100 + 50 * MS, ROOM, Stamp::default(), &mut out);
+            left.conversation.write_lost(at * 100 + 50 * MS, ROOM, Stamp::default(), &left.buffers, &mut out);
             again.push((at, out));
         }
     }
@@ -148,17 +148,40 @@ fn a_writer_is_held_back_by_its_window_and_by_its_bytes() {
 }
 
 #[test]
-fn a_new_segment_size_holds_for_what_is_cut_from_then_on() {
+fn what_is_written_is_cut_when_it_is_sent_as_the_path_then_allows() {
     let mut left = Ours::plain();
     let mut lengths = Vec::new();
     for bytes in [500, 1000, 200] {
-        left.write(&[0; 300]); // Grows as far as the next size allows.
+        left.write(&[0; 300]);
         left.conversation.set_segment_bytes(bytes);
         left.write(&[0; 900]);
         let sent = left.output(0).concat();
         lengths.push(headers(&sent).map(|header| header.length).collect::<Vec<_>>());
     }
-    assert_eq!(lengths, [vec![500, 500, 200], vec![1000, 200], vec![300, 200, 200, 200, 200, 100]]);
+    assert_eq!(lengths, [vec![500, 500, 200], vec![1000, 200], vec![200; 6]]);
+}
+
+#[test]
+fn a_packet_that_is_begun_takes_a_segment_cut_down_to_half_and_no_less() {
+    let sent = |room: usize| {
+        let mut left = Ours::plain();
+        left.conversation.set_segment_bytes(1000);
+        left.write(&[0; 1500]);
+        let mut out = Vec::new();
+        left.conversation.write_new(0, room, Stamp::default(), &left.buffers, &mut out);
+        assert!(out.len() <= room);
+        headers(&out).map(|header| header.length).collect::<Vec<_>>()
+    };
+    for (room, expected) in [
+        (523, vec![]),
+        (524, vec![500]),
+        (1023, vec![999]),
+        (1024, vec![1000]),
+        (1524, vec![1000]),
+        (1548, vec![1000, 500]),
+    ] {
+        assert_eq!(sent(room), expected, "{room}");
+    }
 }
 
 #[test]
@@ -181,7 +204,7 @@ fn a_repeat_does_not_begin_the_timeout_again() {
     left.output(SECOND);
     for later in [0, 10 * MS, 20 * MS, 30 * MS] {
         let mut out = Vec::new();
-        left.conversation.write_repeats(SECOND + later, ROOM, 2, &mut out);
+        left.conversation.write_repeats(SECOND + later, ROOM, 2, &left.buffers, &mut out);
         assert_eq!(out.is_empty(), later == 0 || later == 30 * MS, "twice, and not in the same instant: {later}");
         assert_eq!(left.conversation.next_timeout(), Some(SECOND + 54 * MS));
     }
@@ -226,6 +249,41 @@ fn a_path_that_reorders_is_given_more_time_once_it_was_mistaken_for_a_lossy_one(
 }
 
 #[test]
+fn the_time_given_to_a_path_that_reordered_shrinks_with_each_true_loss() {
+    let (mut left, mut right) = warm_pair();
+    // The first is late, all others are lost. The next leaves 2 ms later, and tells at once, or the time-out does.
+    let mut told_at_once = Vec::new();
+    right.read(usize::MAX);
+    for round in 1..=40 {
+        let begin = round * SECOND;
+        left.write(&[1; 1298]);
+        let missing = left.output(begin);
+        left.write(&[2; 1298]);
+        let next = left.output(begin + 2 * MS);
+        right.input(begin + 27 * MS, &next[0]);
+        left.input(begin + 52 * MS, &right.output(begin + 27 * MS)[0]);
+        told_at_once.push(left.conversation.has_lost());
+        let again_at = if told_at_once[round as usize - 1] { begin + 52 * MS } else { begin + 300 * MS };
+        let again = left.output(again_at);
+        if round == 1 {
+            right.input(begin + 28 * MS, &missing[0]);
+            left.input(begin + 53 * MS, &right.output(begin + 28 * MS)[0]);
+        }
+        right.input(again_at + 25 * MS, &again[0]);
+        let acks = right.output(again_at + 45 * MS);
+        left.input(again_at + 50 * MS, &acks[0]);
+        assert_eq!((left.conversation.unacknowledged(), right.read(usize::MAX).len()), (0, 2 * 1298));
+    }
+    assert_eq!(left.conversation.counters().spurious, 1);
+    let patient: Vec<usize> = (0..40).filter(|round| !told_at_once[*round]).collect();
+    assert_eq!(
+        patient,
+        (1..=24).collect::<Vec<_>>(),
+        "12.5 ms of patience are halved three times before 2 ms exceed them"
+    );
+}
+
+#[test]
 fn an_ack_above_a_gap_is_repeated_in_the_next_two_datagrams_and_not_once_it_is_closed() {
     let mut left = Ours::plain();
     left.write(&[1; 6 * 1298]);
@@ -242,6 +300,96 @@ fn an_ack_above_a_gap_is_repeated_in_the_next_two_datagrams_and_not_once_it_is_c
     assert_eq!(acks_after(&mut right, 4), [4, 3, 2]);
     assert_eq!(acks_after(&mut right, 5), [5, 4, 3]);
     assert_eq!(acks_after(&mut right, 1), [1], "which says that the others have arrived, too");
+}
+
+#[test]
+fn an_ack_above_a_gap_is_said_twice_even_when_there_are_more_than_a_datagram_holds() {
+    let (mut left, mut right) = (Ours::plain(), Ours::plain());
+    left.write(&[1; 128 * 1298]);
+    left.output(0).iter().skip(1).for_each(|datagram| right.input(0, datagram));
+    let mut said = [0; 128];
+    let mut datagrams = 0;
+    while right.conversation.has_acks(0) {
+        let mut out = Vec::new();
+        right.conversation.write_acks(ROOM, &mut out);
+        headers(&out).for_each(|header| said[header.number as usize] += 1);
+        datagrams += 1;
+    }
+    let once: Vec<usize> = (1..128).filter(|number| said[*number] == 1).collect();
+    assert_eq!(
+        (datagrams, once),
+        (5, (117..128).collect()),
+        "all but those that the last datagram was the first to say"
+    );
+    assert!(said[1..117].iter().all(|times| [2, 3].contains(times)), "{said:?}");
+}
+
+#[test]
+fn a_game_with_repeats_sends_no_more_than_its_messages_and_their_acks() {
+    for (loss, most) in [(0, 121), (5, 135)] {
+        let mut rng = Rng(60);
+        let mut ends = [Ours::new(Settings::default(), Origin::default(), 2), Ours::plain()];
+        ends[1].repeats = 2;
+        let mut wire: VecDeque<(u64, usize, Vec<u8>)> = VecDeque::new();
+        let mut sent = [0, 0];
+        for now in (0..60 * SECOND).step_by(500) {
+            while wire.front().is_some_and(|(at, ..)| *at <= now) {
+                let Some((_, to, datagram)) = wire.pop_front() else { break };
+                ends[to].input(now, &datagram);
+                ends[to].read(usize::MAX);
+            }
+            for side in 0..2 {
+                if (now + side as u64 * 6 * MS).is_multiple_of(16_500) {
+                    ends[side].write(&[1; 64]);
+                }
+                for datagram in ends[side].output(now) {
+                    sent[side] += 1;
+                    if rng.below(100) >= loss {
+                        wire.push_back((now + 25 * MS, 1 - side, datagram));
+                    }
+                }
+            }
+        }
+        let in_a_second = sent.map(|sent| sent / 60);
+        assert!(in_a_second.iter().all(|sent| *sent <= most), "{in_a_second:?} datagrams in a second at {loss} %");
+    }
+}
+
+#[test]
+fn a_duplicate_is_acknowledged_with_the_next_datagram_or_after_20_ms() {
+    let (mut left, mut right) = (Ours::plain(), Ours::plain());
+    left.write(b"hello");
+    let datagram = &left.output(0)[0];
+    right.input(0, datagram);
+    assert_eq!(right.output(0).len(), 1);
+    right.input(5 * MS, datagram);
+    assert_eq!((right.output(5 * MS).len(), right.conversation.next_timeout()), (0, Some(25 * MS)));
+    right.write(b"answer");
+    let answer = right.output(9 * MS).concat();
+    assert_eq!(headers(&answer).map(|header| header.command).collect::<Vec<_>>(), [Command::Ack, Command::Push]);
+    assert_eq!(right.conversation.acks_due_at(), None);
+    right.input(10 * MS, datagram);
+    assert_eq!(right.output(30 * MS - 1).len(), 0);
+    assert_eq!(header(&right.output(30 * MS)[0]).command, Command::Ack);
+}
+
+#[test]
+fn only_what_arrives_in_its_turn_waits_for_the_delay_of_acks() {
+    let settings = Settings { ack_delay_us: 4 * MS, ..Settings::default() };
+    let (mut left, mut right) = (Ours::plain(), Ours::new(settings, Origin::default(), 0));
+    left.write(&[1; 7 * 1298]);
+    let datagrams = left.output(0);
+    let mut due_after = |segment: usize| {
+        right.input(0, &datagrams[segment]);
+        let due = right.conversation.acks_due_at();
+        right.output(10 * MS);
+        due
+    };
+    let due: Vec<u64> = [0, 1, 3, 4, 2, 5, 0].into_iter().filter_map(&mut due_after).collect();
+    assert_eq!(due, [4 * MS, 4 * MS, 0, 0, 0, 4 * MS, 20 * MS]);
+    right.conversation.set_ack_delay(MS);
+    right.input(10 * MS, &datagrams[6]);
+    assert_eq!(right.conversation.acks_due_at(), Some(11 * MS));
 }
 
 #[test]
@@ -480,7 +628,7 @@ impl End for Ours {
         let mut datagrams = Vec::new();
         loop {
             let mut out = Vec::new();
-            if self.conversation.flush(now, ROOM, self.repeats, [0, 0, now], &mut out) == 0 {
+            if self.conversation.flush(now, ROOM, self.repeats, [0, 0, now], &self.buffers, &mut out) == 0 {
                 break;
             }
             assert!(out.len() <= ROOM);

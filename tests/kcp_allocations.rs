@@ -45,7 +45,7 @@ impl Pair {
             self.ends[from].write(&self.scratch[..15_000], &mut self.buffers);
             loop {
                 self.datagram.clear();
-                if self.ends[from].flush(now, ROOM, 2, Stamp::default(), &mut self.datagram) == 0 {
+                if self.ends[from].flush(now, ROOM, 2, Stamp::default(), &self.buffers, &mut self.datagram) == 0 {
                     break;
                 }
                 self.datagrams += 1;

@@ -10,7 +10,9 @@
 pub mod addresses;
 pub mod bare;
 pub mod link;
+pub mod pair;
 pub mod rng;
+pub mod side;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};

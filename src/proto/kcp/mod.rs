@@ -21,11 +21,12 @@ mod rtt;
 pub mod segment;
 mod sender;
 mod settings;
+mod written;
 
 pub use buffers::Buffers;
 use receiver::Receiver;
 use segment::{Command, HEADER_BYTES, Header};
-use sender::Sender;
+use sender::{Packet, Sender};
 pub use settings::{Mode, Overtaken, Settings};
 
 #[derive(Debug)]
@@ -93,7 +94,7 @@ impl Conversation {
     pub fn with_origin(id: u32, settings: Settings, origin: Origin) -> Self {
         Self {
             id,
-            receiver: Receiver::new(origin.receive, settings.receive_window),
+            receiver: Receiver::new(origin.receive, &settings),
             sender: Sender::new(origin.send, origin.clock_ms, settings),
         }
     }
@@ -146,7 +147,7 @@ impl Conversation {
             Command::Ack => {
                 self.sender.acknowledge(now, header.number, Some(header.timestamp), buffers, on_acked);
             }
-            Command::Push => self.receiver.push(header.number, header.timestamp, payload, buffers),
+            Command::Push => self.receiver.push(now, header.number, header.timestamp, payload, buffers),
             Command::AskWindow => self.receiver.asked = true,
             Command::TellWindow => {}
         }
@@ -168,6 +169,16 @@ impl Conversation {
         self.sender.set_segment_bytes(bytes);
     }
 
+    /// Bytes that may be written and not acknowledged, as in the settings.
+    pub fn set_send_bytes(&mut self, bytes: usize) {
+        self.sender.set_send_bytes(bytes);
+    }
+
+    /// Segments that may have arrived and not been read: the credit of the peer, who hears of it with all that is sent.
+    pub fn set_receive_window(&mut self, segments: u16) {
+        self.receiver.set_window(segments);
+    }
+
     /// Bytes written that the peer has not acknowledged.
     #[must_use]
     pub fn unacknowledged(&self) -> usize {
@@ -178,7 +189,7 @@ impl Conversation {
     pub fn read(&mut self, bytes: &mut [u8], buffers: &mut Buffers) -> usize {
         let mut read = 0;
         while read < bytes.len() && self.readable() > 0 {
-            let piece = self.peek();
+            let piece = self.peek(buffers);
             let length = piece.len().min(bytes.len() - read);
             bytes[read..read + length].copy_from_slice(&piece[..length]);
             self.consume(length, buffers);
@@ -195,8 +206,8 @@ impl Conversation {
 
     /// The first of the bytes that can be read, where they lie.
     #[must_use]
-    pub fn peek(&self) -> &[u8] {
-        self.receiver.peek()
+    pub fn peek<'a>(&self, buffers: &'a Buffers) -> &'a [u8] {
+        self.receiver.peek(buffers)
     }
 
     /// Counts the first `bytes` of what [`Self::peek`] shows as read.
@@ -204,13 +215,26 @@ impl Conversation {
     /// # Panics
     /// When it shows fewer.
     pub fn consume(&mut self, bytes: usize, buffers: &mut Buffers) {
-        assert!(bytes <= self.peek().len(), "more is consumed than was there");
+        assert!(bytes <= self.peek(buffers).len(), "more is consumed than was there");
         self.receiver.consume(bytes, buffers);
     }
 
+    /// Whether acknowledgements have to leave now, with something else or alone.
     #[must_use]
-    pub fn has_acks(&self) -> bool {
-        self.receiver.owes_acks()
+    pub fn has_acks(&self, now: u64) -> bool {
+        self.acks_due_at().is_some_and(|due| due <= now)
+    }
+
+    /// When acknowledgements have to leave at the latest. `None` when none are owed. [`Self::write_acks`] writes them before,
+    /// too, and should be asked to whenever a datagram leaves.
+    #[must_use]
+    pub fn acks_due_at(&self) -> Option<u64> {
+        self.receiver.acks_due
+    }
+
+    /// As in the settings, from now on: what the owner learns of a stream tells whether company is to be expected.
+    pub fn set_ack_delay(&mut self, us: u64) {
+        self.receiver.ack_delay = us;
     }
 
     /// Whether the peer is to be asked for its window, or told ours.
@@ -230,9 +254,9 @@ impl Conversation {
         self.sender.has_new()
     }
 
-    /// Appends acknowledgements, up to `room` bytes; says how many bytes. The same holds for all that follow.
+    /// Appends the acknowledgements that are owed, due or not, up to `room` bytes; says how many bytes. The same holds for all that follow.
     pub fn write_acks(&mut self, room: usize, out: &mut Vec<u8>) -> usize {
-        if !self.has_acks() || room < HEADER_BYTES {
+        if self.acks_due_at().is_none() || room < HEADER_BYTES {
             return 0;
         }
         self.append(Command::Ack, out, |this, header, out| this.receiver.write_acks(header, room, out))
@@ -253,51 +277,70 @@ impl Conversation {
     }
 
     /// Appends segments that were lost, the one that has waited longest first.
-    pub fn write_lost(&mut self, now: u64, room: usize, stamp: Stamp, out: &mut Vec<u8>) -> usize {
-        self.append(Command::Push, out, |this, header, out| {
-            this.sender.write_lost(now, header, room, stamp, out);
-        })
+    pub fn write_lost(&mut self, now: u64, room: usize, stamp: Stamp, buffers: &Buffers, out: &mut Vec<u8>) -> usize {
+        self.append_segments(now, room, buffers, out, |sender, packet| sender.write_lost(packet, stamp))
     }
 
-    /// Appends segments that were never sent.
-    pub fn write_new(&mut self, now: u64, room: usize, stamp: Stamp, out: &mut Vec<u8>) -> usize {
-        self.append(Command::Push, out, |this, header, out| {
-            this.sender.write_new(now, header, room, stamp, out);
-        })
+    /// Appends segments that were never sent, cut as the path now allows.
+    pub fn write_new(&mut self, now: u64, room: usize, stamp: Stamp, buffers: &Buffers, out: &mut Vec<u8>) -> usize {
+        self.append_segments(now, room, buffers, out, |sender, packet| sender.write_new(packet, stamp))
     }
 
     /// Appends segments in flight once more, each at most `times` after it was sent as new or lost, and never in the instant in
     /// which it was last sent. Only a stream with few in flight repeats any.
-    pub fn write_repeats(&mut self, now: u64, room: usize, times: u32, out: &mut Vec<u8>) -> usize {
+    pub fn write_repeats(&mut self, now: u64, room: usize, times: u32, buffers: &Buffers, out: &mut Vec<u8>) -> usize {
+        self.append_segments(now, room, buffers, out, |sender, packet| sender.write_repeats(packet, times))
+    }
+
+    fn append_segments(
+        &mut self,
+        now: u64,
+        room: usize,
+        buffers: &Buffers,
+        out: &mut Vec<u8>,
+        write: impl FnOnce(&mut Sender, Packet<'_>),
+    ) -> usize {
         self.append(Command::Push, out, |this, header, out| {
-            this.sender.write_repeats(now, header, room, times, out);
+            let end = out.len() + room;
+            write(&mut this.sender, Packet { now, header, buffers, out, end });
         })
     }
 
     /// One datagram of at most `room` bytes with everything that is due, repeats only beside something else. Nothing is left
     /// to send when it appends nothing.
-    pub fn flush(&mut self, now: u64, room: usize, times: u32, stamp: Stamp, out: &mut Vec<u8>) -> usize {
+    pub fn flush(
+        &mut self,
+        now: u64,
+        room: usize,
+        times: u32,
+        stamp: Stamp,
+        buffers: &Buffers,
+        out: &mut Vec<u8>,
+    ) -> usize {
         self.handle_timeout(now);
         let end = out.len() + room;
         let before = out.len();
-        self.write_acks(end - out.len(), out);
+        if self.has_acks(now) || self.has_probe() || self.has_lost() || self.has_new() {
+            self.write_acks(end - out.len(), out);
+        }
         self.write_probe(end - out.len(), out);
-        self.write_lost(now, end - out.len(), stamp, out);
-        self.write_new(now, end - out.len(), stamp, out);
+        self.write_lost(now, end - out.len(), stamp, buffers, out);
+        self.write_new(now, end - out.len(), stamp, buffers, out);
         if out.len() > before {
-            self.write_repeats(now, end - out.len(), times, out);
+            self.write_repeats(now, end - out.len(), times, buffers, out);
         }
         out.len() - before
     }
 
-    /// When [`Self::handle_timeout`] has something to do, if nothing else happens before. `None` when it never will.
+    /// When something is due, if nothing else happens before: acknowledgements, or [`Self::handle_timeout`]. `None` when nothing
+    /// will ever be.
     #[must_use]
     pub fn next_timeout(&self) -> Option<u64> {
-        self.sender.next_timeout()
+        [self.sender.next_timeout(), self.acks_due_at()].into_iter().flatten().min()
     }
 
     /// Takes segments whose time is up for lost, and decides to ask for the peer's window. What is due then has to be pulled;
-    /// the next time-out is later than `now` in any case.
+    /// once it is, the next time-out is later than `now`.
     pub fn handle_timeout(&mut self, now: u64) {
         self.sender.handle_timeout(now);
     }

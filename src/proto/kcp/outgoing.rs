@@ -1,11 +1,11 @@
-//! The segments that are written and not acknowledged: each in its slot, and while in flight or lost also in a queue that runs
-//! through them by their numbers, so that any can leave it at once.
+//! The segments that are sent and not acknowledged: each in its slot, and in the queue of those in flight or of those lost, which
+//! runs through them by their numbers, so that any can leave it at once.
 
 use std::ops::{Index, IndexMut};
 
 use super::Stamp;
-use super::buffers::Buffer;
 use super::ring::Ring;
+use super::written::Piece;
 
 /// Transmissions of a segment whose times are kept.
 const TIMES: usize = 4;
@@ -30,8 +30,8 @@ pub struct Queue {
 
 #[derive(Debug)]
 pub struct Outgoing {
-    pub buffer: Buffer,
-    pub length: usize,
+    /// Its payload.
+    pub piece: Piece,
     pub place: Place,
     /// Its neighbours in the list of its place.
     previous: Option<u32>,
@@ -40,19 +40,21 @@ pub struct Outgoing {
     pub first_sent: u64,
     pub sent: u64,
     pub count: u64,
-    /// When it was sent the last times, repeats included; transmission `n` at `n % TIMES`.
-    times: [u64; TIMES],
+    /// When it was sent the last times, repeats included, in µs after it was first sent; transmission `n` at `n % TIMES`. What
+    /// does not fit, after an hour, is the same as the hour, and tells nothing any more.
+    times: [u32; TIMES],
     pub transmissions: u32,
     /// How often it was sent again for being lost; by its own time-out; and to be on the safe side since then.
     pub retransmissions: u32,
-    pub missed: u32,
-    pub repeats: u32,
+    pub missed: u16,
+    pub repeats: u16,
     pub stamp: Stamp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    Unsent,
+    /// In no queue: it is about to be sent for the first time.
+    New,
     Flight,
     Lost,
 }
@@ -62,9 +64,9 @@ impl Segments {
         Self { ring: Ring::new(), flight: Queue::default(), lost: Queue::default() }
     }
 
-    /// Puts an empty segment at `number`, in a window that begins with `first`.
-    pub fn put(&mut self, first: u32, number: u32, buffer: Buffer) {
-        self.ring.put(first, number, Outgoing::new(buffer));
+    /// Puts a segment at `number`, in a window that begins with `first`.
+    pub fn put(&mut self, first: u32, number: u32, segment: Outgoing) {
+        self.ring.put(first, number, segment);
     }
 
     pub fn has(&self, number: u32) -> bool {
@@ -81,7 +83,7 @@ impl Segments {
     /// Makes it the last of its new queue.
     pub fn move_to(&mut self, place: Place, number: u32) {
         self.leave_queue(number);
-        let length = self[number].length;
+        let length = self[number].piece.length as usize;
         let Some(queue) = self.queue(place) else { return };
         let previous = queue.tail.replace(number);
         queue.head = queue.head.or(Some(number));
@@ -95,7 +97,7 @@ impl Segments {
     }
 
     fn leave_queue(&mut self, number: u32) {
-        let Outgoing { place, previous, next, length, .. } = self[number];
+        let Outgoing { place, previous, next, piece, .. } = self[number];
         let Some(queue) = self.queue(place) else { return };
         if previous.is_none() {
             queue.head = next;
@@ -104,7 +106,7 @@ impl Segments {
             queue.tail = previous;
         }
         queue.length -= 1;
-        queue.bytes -= length;
+        queue.bytes -= piece.length as usize;
         if let Some(previous) = previous {
             self[previous].next = next;
         }
@@ -115,14 +117,10 @@ impl Segments {
 
     fn queue(&mut self, place: Place) -> Option<&mut Queue> {
         match place {
-            Place::Unsent => None,
+            Place::New => None,
             Place::Flight => Some(&mut self.flight),
             Place::Lost => Some(&mut self.lost),
         }
-    }
-
-    pub fn into_buffers(self) -> impl Iterator<Item = Buffer> {
-        self.ring.into_items().map(|segment| segment.buffer)
     }
 }
 
@@ -142,14 +140,13 @@ impl IndexMut<u32> for Segments {
 }
 
 impl Outgoing {
-    fn new(buffer: Buffer) -> Self {
+    pub fn new(piece: Piece, first_sent: u64) -> Self {
         Self {
-            buffer,
-            length: 0,
-            place: Place::Unsent,
+            piece,
+            place: Place::New,
             previous: None,
             next: None,
-            first_sent: 0,
+            first_sent,
             sent: 0,
             count: 0,
             times: [0; TIMES],
@@ -163,19 +160,24 @@ impl Outgoing {
 
     /// It is sent at that time.
     pub fn note(&mut self, now: u64) {
-        self.times[self.transmissions as usize % TIMES] = now;
+        let after = now.saturating_sub(self.first_sent);
+        self.times[self.transmissions as usize % TIMES] = u32::try_from(after).unwrap_or(u32::MAX);
         self.transmissions = self.transmissions.wrapping_add(1);
     }
 
     pub fn last_time(&self) -> u64 {
-        self.times[self.transmissions.wrapping_sub(1) as usize % TIMES]
+        self.time(self.times[self.transmissions.wrapping_sub(1) as usize % TIMES])
     }
 
     /// When it was sent with that timestamp. `None` when it was not, or more than once.
     pub fn sent_at(&self, timestamp: u32, wire_clock: impl Fn(u64) -> u32) -> Option<u64> {
         let kept = &self.times[..TIMES.min(self.transmissions as usize)];
-        let mut matching = kept.iter().filter(|time| wire_clock(**time) == timestamp);
+        let mut matching = kept.iter().map(|after| self.time(*after)).filter(|time| wire_clock(*time) == timestamp);
         let sent = matching.next()?;
-        matching.next().is_none().then_some(*sent)
+        matching.next().is_none().then_some(sent)
+    }
+
+    fn time(&self, after: u32) -> u64 {
+        self.first_sent + u64::from(after)
     }
 }

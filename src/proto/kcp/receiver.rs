@@ -2,13 +2,14 @@
 
 use std::collections::VecDeque;
 
+use super::Settings;
 use super::buffers::{Buffer, Buffers, Use};
 use super::ring::Ring;
 use super::segment::{HEADER_BYTES, Header, is_before};
 
-/// Times that the acknowledgement of a segment is said again, in later datagrams, while an earlier one is missing. KCP says it
-/// once, and when that is lost the segment travels again for nothing.
-const REPEATS: u8 = 2;
+/// In how many of the next datagrams with acknowledgements one of a segment above a gap is said again. KCP says it once, and when
+/// that is lost the segment travels again for nothing.
+const REPEATS: u32 = 2;
 
 #[derive(Debug)]
 pub struct Receiver {
@@ -20,14 +21,22 @@ pub struct Receiver {
     offset: usize,
     /// The first segment that has not arrived.
     next: u32,
+    /// Segments that have arrived behind it.
+    above_gap: usize,
     /// Bytes in order, not yet read.
     readable: usize,
     /// The last segment that arrived and has none missing before it: its acknowledgement speaks for all of them.
     in_order: Option<Owed>,
     /// Segments above a gap, in the order of arrival. At most a window; what is not said is asked for again.
     owed: VecDeque<Owed>,
-    /// Those said already, with how often they will be said again. At most a window, the oldest goes.
-    said: VecDeque<(Owed, u8)>,
+    /// Those said in the last datagrams, each with the number of its datagram, and that number.
+    said: VecDeque<(Owed, u32)>,
+    datagrams: u32,
+    /// When the acknowledgements that are owed have to leave. `None` when none are.
+    pub acks_due: Option<u64>,
+    /// How long they may wait for company, in µs: those of what arrived in its turn, and those of what had arrived before.
+    pub ack_delay: u64,
+    pub duplicate_ack_delay: u64,
     pub duplicates: u64,
     /// Outside the window, or longer than a buffer.
     pub refused: u64,
@@ -50,18 +59,33 @@ struct Owed {
     timestamp: u32,
 }
 
+enum Arrival {
+    InTurn,
+    /// Above a gap, or closing one.
+    OutOfTurn,
+    /// It had arrived before.
+    Again,
+    /// It must come again: it lies outside the window, is too long, or there is no buffer for it.
+    Refused,
+}
+
 impl Receiver {
-    pub fn new(first: u32, window: u16) -> Self {
+    pub fn new(first: u32, settings: &Settings) -> Self {
         Self {
             segments: Ring::new(),
-            window,
+            window: settings.receive_window,
             read: first,
             offset: 0,
             next: first,
+            above_gap: 0,
             readable: 0,
             in_order: None,
             owed: VecDeque::new(),
             said: VecDeque::new(),
+            datagrams: 0,
+            acks_due: None,
+            ack_delay: settings.ack_delay_us,
+            duplicate_ack_delay: settings.duplicate_ack_delay_us,
             duplicates: 0,
             refused: 0,
             asked: false,
@@ -69,10 +93,14 @@ impl Receiver {
         }
     }
 
-    pub fn push(&mut self, number: u32, timestamp: u32, payload: &[u8], buffers: &mut Buffers) {
-        if !self.has(number, payload, buffers) {
-            return;
-        }
+    pub fn push(&mut self, now: u64, number: u32, timestamp: u32, payload: &[u8], buffers: &mut Buffers) {
+        let delay = match self.arrive(number, payload, buffers) {
+            Arrival::Refused => return,
+            Arrival::Again => self.duplicate_ack_delay,
+            Arrival::InTurn => self.ack_delay,
+            Arrival::OutOfTurn => 0, // The peer may be about to send what it takes for lost.
+        };
+        self.acks_due = Some(self.acks_due.unwrap_or(u64::MAX).min(now.saturating_add(delay)));
         let owed = Owed { number, timestamp };
         if is_before(number, self.next) {
             let newer = self.in_order.filter(|known| !is_before(known.number, number));
@@ -82,27 +110,29 @@ impl Receiver {
         }
     }
 
-    /// Whether the segment has arrived, now or before. Without a buffer for it, it must come again.
-    fn has(&mut self, number: u32, payload: &[u8], buffers: &mut Buffers) -> bool {
+    fn arrive(&mut self, number: u32, payload: &[u8], buffers: &mut Buffers) -> Arrival {
         if is_before(number, self.next) || self.segments.get(number).is_some() {
             self.duplicates += 1;
-            return true;
+            return Arrival::Again;
         }
         let is_in_window = number.wrapping_sub(self.read) < u32::from(self.window);
         if !is_in_window || payload.len() > buffers.buffer_bytes() {
             self.refused += 1;
-            return false;
+            return Arrival::Refused;
         }
         let purpose = if number == self.next { Use::InOrder } else { Use::AboveGap };
-        let Some(mut buffer) = buffers.take(purpose) else { return false };
-        buffer[..payload.len()].copy_from_slice(payload);
+        let Some(buffer) = buffers.take(purpose) else { return Arrival::Refused };
+        buffers.bytes_mut(&buffer)[..payload.len()].copy_from_slice(payload);
         self.segments.put(self.read, number, Arrived { buffer, length: payload.len() });
+        let is_in_turn = number == self.next && self.above_gap == 0;
+        self.above_gap += 1;
         while let Some(arrived) = self.segments.get(self.next) {
             self.readable += arrived.length;
             self.next = self.next.wrapping_add(1);
+            self.above_gap -= 1;
         }
         self.consume(0, buffers); // An empty segment that is first would never be read.
-        true
+        if is_in_turn { Arrival::InTurn } else { Arrival::OutOfTurn }
     }
 
     /// Bytes in order, not yet read.
@@ -111,12 +141,12 @@ impl Receiver {
     }
 
     /// The next bytes to be read, as far as they lie together. Empty only when nothing is readable.
-    pub fn peek(&self) -> &[u8] {
+    pub fn peek<'a>(&self, buffers: &'a Buffers) -> &'a [u8] {
         if self.readable == 0 {
             return &[];
         }
         let arrived = &self.segments[self.read];
-        &arrived.buffer[self.offset..arrived.length]
+        &buffers.bytes(&arrived.buffer)[self.offset..arrived.length]
     }
 
     /// Takes as many bytes off, at most those that [`Self::peek`] shows.
@@ -132,6 +162,10 @@ impl Receiver {
         }
     }
 
+    pub fn set_window(&mut self, segments: u16) {
+        self.window = segments.max(1);
+    }
+
     /// What each header says of this half: the first segment that is missing, and the room from there on.
     pub fn news(&self) -> (u32, u16) {
         (self.next, self.room())
@@ -143,7 +177,7 @@ impl Receiver {
     }
 
     fn room(&self) -> u16 {
-        self.window - self.next.wrapping_sub(self.read) as u16 // Never more than a window is unread.
+        self.window.saturating_sub(self.next.wrapping_sub(self.read) as u16) // Never more than a window is unread.
     }
 
     /// Whether the peer waits to be told of the room: it asked, or believes that there is none while a quarter is free again.
@@ -151,42 +185,39 @@ impl Receiver {
         self.asked || self.shut && (self.room() > self.window / 4 || self.readable == 0 && self.room() > 0)
     }
 
-    pub fn owes_acks(&self) -> bool {
-        self.in_order.is_some() || !self.owed.is_empty()
-    }
-
-    /// Appends what is owed and fits: first one acknowledgement of all that is in order, then those above a gap, then, with the
-    /// room that is left, those that were said before.
+    /// Appends what is owed and fits: first one acknowledgement of all that is in order, then those above a gap, then those that
+    /// the last datagrams said, from the latest on. New ones take no more than half the room, so that each is said twice even
+    /// when there are many: the sender makes up its mind when the next datagram arrives.
     pub fn write_acks(&mut self, mut header: Header, room: usize, out: &mut Vec<u8>) {
-        let mut left = room / HEADER_BYTES;
+        self.datagrams = self.datagrams.wrapping_add(1);
+        while self.said.front().is_some_and(|(_, said)| self.datagrams.wrapping_sub(*said) > REPEATS) {
+            self.said.pop_front();
+        }
         let mut append = |owed: Owed| {
             (header.number, header.timestamp) = (owed.number, owed.timestamp);
             out.extend_from_slice(&header.encode());
-            left -= 1;
-            left > 0
         };
-        let mut fits = self.in_order.take().is_none_or(&mut append);
+        let mut slots = room / HEADER_BYTES;
+        if let Some(owed) = self.in_order.take() {
+            append(owed);
+            slots -= 1;
+        }
         let repeats = self.said.len();
-        while fits && let Some(owed) = self.owed.pop_front() {
+        let mut for_new = slots.div_ceil(2);
+        while for_new > 0
+            && let Some(owed) = self.owed.pop_front()
+        {
             if !is_before(owed.number, self.next) {
-                fits = append(owed);
-                self.said.push_back((owed, REPEATS));
+                append(owed);
+                self.said.push_back((owed, self.datagrams));
+                (for_new, slots) = (for_new - 1, slots - 1);
             }
         }
-        for _ in 0..repeats {
-            if !fits {
-                break;
-            }
-            let Some((owed, times)) = self.said.pop_front() else { break };
-            if !is_before(owed.number, self.next) {
-                fits = append(owed);
-                if times > 1 {
-                    self.said.push_back((owed, times - 1));
-                }
-            }
+        let again = self.said.iter().take(repeats).rev().filter(|(owed, _)| !is_before(owed.number, self.next));
+        again.take(slots).for_each(|(owed, _)| append(*owed));
+        if self.owed.is_empty() {
+            self.acks_due = None;
         }
-        let excess = self.said.len().saturating_sub(usize::from(self.window));
-        self.said.drain(..excess);
     }
 
     pub fn release(self, buffers: &mut Buffers) {

@@ -17,6 +17,7 @@ impl<T> Ring<T> {
     }
 
     /// Puts `item` at `number`, in a window that begins with `first`.
+    #[inline]
     pub fn put(&mut self, first: u32, number: u32, item: T) {
         let span = number.wrapping_sub(first) as usize + 1;
         if span > self.slots.len() {
@@ -28,15 +29,18 @@ impl<T> Ring<T> {
         self.place(number, item);
     }
 
+    #[inline]
     pub fn get(&self, number: u32) -> Option<&T> {
         self.slots[self.slot(number)].as_ref().filter(|(at, _)| *at == number).map(|(_, item)| item)
     }
 
+    #[inline]
     pub fn get_mut(&mut self, number: u32) -> Option<&mut T> {
         let slot = self.slot(number);
         self.slots[slot].as_mut().filter(|(at, _)| *at == number).map(|(_, item)| item)
     }
 
+    #[inline]
     pub fn take(&mut self, number: u32) -> Option<T> {
         let slot = self.slot(number);
         self.slots[slot].take_if(|(at, _)| *at == number).map(|(_, item)| item)
@@ -52,6 +56,7 @@ impl<T> Ring<T> {
         self.slots[slot] = Some((number, item));
     }
 
+    #[inline]
     fn slot(&self, number: u32) -> usize {
         number as usize & (self.slots.len() - 1)
     }

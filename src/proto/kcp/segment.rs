@@ -37,6 +37,7 @@ pub struct Header {
 
 impl Header {
     #[must_use]
+    #[inline]
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[0..4].copy_from_slice(&self.conversation.to_le_bytes());
@@ -52,6 +53,7 @@ impl Header {
 
     /// The first segment of `datagram` with its payload, and what follows it. `None` for what is no segment.
     #[must_use]
+    #[inline]
     pub fn decode(datagram: &[u8]) -> Option<(Self, &[u8], &[u8])> {
         let (head, rest) = datagram.split_first_chunk::<HEADER_BYTES>()?;
         let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
@@ -71,6 +73,7 @@ impl Header {
 }
 
 impl Command {
+    #[inline]
     fn from_byte(byte: u8) -> Option<Self> {
         [Self::Push, Self::Ack, Self::AskWindow, Self::TellWindow].into_iter().find(|command| *command as u8 == byte)
     }
@@ -78,6 +81,7 @@ impl Command {
 
 /// Whether `a` comes before `b` on the circle of numbers (RFC 1982).
 #[must_use]
+#[inline]
 pub fn is_before(a: u32, b: u32) -> bool {
     a.wrapping_sub(b).cast_signed() < 0
 }

@@ -1,14 +1,18 @@
 //! The sending half: cuts the stream into segments, keeps them until they are acknowledged, and decides when one is lost.
 
-use super::buffers::{Buffers, Use};
+use super::buffers::Buffers;
 use super::outgoing::{Outgoing, Place, Segments};
 use super::rtt::Rtt;
 use super::segment::{HEADER_BYTES, Header, is_before};
+use super::written::Written;
 use super::{Acked, Counters, Overtaken, Settings, Stamp};
 
 /// With no more than this many segments in flight, each has its own time-out: a game's messages, a few in every round trip. On
 /// bulk that would cost 10 to 25 % of its bytes.
 const THIN: usize = 16;
+
+/// After so many losses in a row that were no mistakes, the time a late segment is given is halved.
+const LOSSES_PER_STEP: u32 = 8;
 
 /// The room that a peer has of which nothing was heard yet, in segments: the least that `ikcp.c` allows.
 const PEER_WINDOW_FIRST: u16 = 128;
@@ -22,15 +26,16 @@ const ASK_MAX_US: u64 = 8_000_000;
 pub struct Sender {
     settings: Settings,
     clock_ms: u32,
+    written: Written,
     segments: Segments,
-    /// The first segment that is not acknowledged, the first that was never sent, and the first that is not written.
+    /// The first segment that is not acknowledged, and the first that was never sent.
     first: u32,
     unsent: u32,
-    end: u32,
-    /// Bytes from `first` to `end`, without the acknowledged ones.
-    bytes: usize,
     rtt: Rtt,
-    overtaken: Overtaken,
+    /// Beyond `settings.overtaken`, how much later one has to leave and arrive for a segment to be lost, in µs; and how many losses
+    /// have since been no mistakes.
+    patience: u64,
+    losses: u32,
     /// Transmissions so far, without repeats, and the latest of which is known that it arrived: its time and its count.
     transmissions: u64,
     arrived: (u64, u64),
@@ -47,18 +52,40 @@ pub struct Sender {
     pub counters: Counters,
 }
 
+/// A packet that is being filled, and with what.
+#[derive(Debug)]
+pub struct Packet<'a> {
+    pub now: u64,
+    /// For each segment, but for what is the segment's own.
+    pub header: Header,
+    pub buffers: &'a Buffers,
+    pub out: &'a mut Vec<u8>,
+    /// How long `out` may become.
+    pub end: usize,
+}
+
+impl Packet<'_> {
+    fn room(&self) -> usize {
+        self.end.saturating_sub(self.out.len())
+    }
+
+    fn fits(&self, length: usize) -> bool {
+        self.room() >= HEADER_BYTES + length
+    }
+}
+
 impl Sender {
     pub fn new(first: u32, clock_ms: u32, settings: Settings) -> Self {
         Self {
-            overtaken: settings.overtaken,
             settings,
             clock_ms,
+            written: Written::new(),
             segments: Segments::new(),
             first,
             unsent: first,
-            end: first,
-            bytes: 0,
             rtt: Rtt::new(),
+            patience: 0,
+            losses: 0,
             transmissions: 0,
             arrived: (0, 0),
             rearmed: 0,
@@ -75,46 +102,30 @@ impl Sender {
     // What is written.
 
     pub fn write(&mut self, bytes: &[u8], buffers: &mut Buffers) -> usize {
-        let wanted = bytes.len().min(self.room());
-        let segment_bytes = self.settings.segment_bytes.min(buffers.buffer_bytes());
-        let mut written = 0;
-        while written < wanted {
-            let last = self.end.wrapping_sub(1);
-            if self.unsent == self.end || self.segments[last].length >= segment_bytes {
-                if self.end.wrapping_sub(self.first) >= u32::from(self.settings.send_window) {
-                    break;
-                }
-                let Some(buffer) = buffers.take(Use::Write) else { break };
-                self.segments.put(self.first, self.end, buffer);
-                self.end = self.end.wrapping_add(1);
-                continue;
-            }
-            let segment = &mut self.segments[last];
-            let piece = &bytes[written..wanted.min(written + segment_bytes - segment.length)];
-            segment.buffer[segment.length..][..piece.len()].copy_from_slice(piece);
-            segment.length += piece.len();
-            written += piece.len();
-        }
-        self.bytes += written;
-        written
+        self.written.write(&bytes[..bytes.len().min(self.room())], buffers)
     }
 
     pub fn room(&self) -> usize {
-        let window = usize::from(self.settings.send_window) - self.end.wrapping_sub(self.first) as usize;
-        let last = if self.unsent == self.end { 0 } else { self.unfilled() };
-        (window * self.settings.segment_bytes + last).min(self.settings.send_bytes - self.bytes)
+        let window = self.window_left() * self.settings.segment_bytes;
+        let by_window = window.saturating_sub(self.written.unsent());
+        by_window.min(self.settings.send_bytes.saturating_sub(self.written.bytes()))
     }
 
-    fn unfilled(&self) -> usize {
-        self.settings.segment_bytes.saturating_sub(self.segments[self.end.wrapping_sub(1)].length)
+    /// Segments that may be sent before one is acknowledged.
+    fn window_left(&self) -> usize {
+        usize::from(self.settings.send_window).saturating_sub(self.unsent.wrapping_sub(self.first) as usize)
     }
 
     pub fn set_segment_bytes(&mut self, bytes: usize) {
-        self.settings.segment_bytes = bytes;
+        self.settings.segment_bytes = bytes.max(1);
+    }
+
+    pub fn set_send_bytes(&mut self, bytes: usize) {
+        self.settings.send_bytes = bytes;
     }
 
     pub fn unacknowledged(&self) -> usize {
-        self.bytes
+        self.written.bytes()
     }
 
     // What the peer says.
@@ -156,11 +167,13 @@ impl Sender {
             self.counters.spurious += 1;
             self.be_patient();
         }
+        if segment.retransmissions > 0 && sent == Some(segment.sent) {
+            self.be_less_patient();
+        }
         (self.rearmed, self.missed) = (now, 0);
-        self.bytes -= segment.length;
-        let Outgoing { buffer, length, transmissions, stamp, .. } = segment;
-        buffers.give_back(buffer);
-        on_acked(Acked { length, rtt_us, transmissions, stamp });
+        let Outgoing { piece, transmissions, stamp, .. } = segment;
+        self.written.forget(piece, buffers);
+        on_acked(Acked { length: piece.length as usize, rtt_us, transmissions, stamp });
         while self.first != self.unsent && !self.segments.has(self.first) {
             self.first = self.first.wrapping_add(1);
         }
@@ -181,16 +194,24 @@ impl Sender {
 
     fn is_overtaken(&self, segment: &Outgoing) -> bool {
         let (time, count) = self.arrived;
-        match self.overtaken {
-            Overtaken::ByTime(later) => segment.sent + later <= time,
+        match self.settings.overtaken {
+            Overtaken::ByTime(later) => segment.sent + later.max(self.patience) <= time,
             Overtaken::ByCount(later) => segment.count + later <= count,
         }
     }
 
     /// A segment was not lost, only late: this path reorders.
     fn be_patient(&mut self) {
-        if let (Overtaken::ByTime(later), Some(rtt)) = (self.overtaken, self.rtt.smoothed()) {
-            self.overtaken = Overtaken::ByTime(later.max(rtt / 4));
+        self.patience = self.patience.max(self.rtt.smoothed().unwrap_or(0) / 4);
+        self.losses = 0;
+    }
+
+    /// A segment was lost, and to be patient was in vain. A path that only reorders never comes here.
+    fn be_less_patient(&mut self) {
+        self.losses += 1;
+        if self.losses >= LOSSES_PER_STEP {
+            self.losses = 0;
+            self.patience /= 2;
         }
     }
 
@@ -201,69 +222,76 @@ impl Sender {
     }
 
     pub fn has_new(&self) -> bool {
-        self.unsent != self.end && self.unsent.wrapping_sub(self.peer_next) < u32::from(self.peer_window)
+        let is_in_peer_window = self.unsent.wrapping_sub(self.peer_next) < u32::from(self.peer_window);
+        self.written.unsent() > 0 && is_in_peer_window && self.window_left() > 0
     }
 
-    pub fn write_lost(&mut self, now: u64, header: Header, room: usize, stamp: Stamp, out: &mut Vec<u8>) {
-        let end = out.len() + room;
+    pub fn write_lost(&mut self, mut to: Packet<'_>, stamp: Stamp) {
         while let Some(number) = self.segments.lost.head
-            && self.fits(number, end, out)
+            && to.fits(self.segments[number].piece.length as usize)
         {
             self.segments[number].retransmissions += 1;
-            self.send(number, now, header, stamp, out);
+            self.send(number, &mut to, stamp);
             self.counters.retransmitted += 1;
         }
     }
 
-    pub fn write_new(&mut self, now: u64, header: Header, room: usize, stamp: Stamp, out: &mut Vec<u8>) {
-        let end = out.len() + room;
-        while self.has_new() && self.fits(self.unsent, end, out) {
-            self.segments[self.unsent].first_sent = now;
-            self.send(self.unsent, now, header, stamp, out);
-            self.unsent = self.unsent.wrapping_add(1);
+    pub fn write_new(&mut self, mut to: Packet<'_>, stamp: Stamp) {
+        while self.has_new()
+            && let Some(length) = self.next_length(&to)
+        {
+            let number = self.unsent;
+            let piece = self.written.cut(length, to.buffers);
+            self.segments.put(self.first, number, Outgoing::new(piece, to.now));
+            self.unsent = number.wrapping_add(1);
+            self.send(number, &mut to, stamp);
             self.counters.sent += 1;
         }
     }
 
+    /// What a new segment is to carry: all that is left, or as much as the path allows. Into a packet that is begun it goes with
+    /// down to half of that, as the peer's window is counted in segments.
+    fn next_length(&self, to: &Packet<'_>) -> Option<usize> {
+        let full = self.settings.segment_bytes.min(to.buffers.buffer_bytes());
+        let wanted = full.min(self.written.unsent());
+        let room = to.room().checked_sub(HEADER_BYTES)?;
+        (room >= wanted.min(full.div_ceil(2))).then_some(room.min(wanted))
+    }
+
     /// Leaves the time-outs as they are: what is sent again early must not be waited for longer.
-    pub fn write_repeats(&mut self, now: u64, header: Header, room: usize, times: u32, out: &mut Vec<u8>) {
-        let end = out.len() + room;
+    pub fn write_repeats(&mut self, mut to: Packet<'_>, times: u32) {
         let mut following = if self.is_thin() { self.segments.flight.head } else { None };
         while let Some(number) = following {
             let segment = &self.segments[number];
             following = segment.next;
-            if segment.repeats < times && segment.last_time() < now && self.fits(number, end, out) {
+            let is_due = u32::from(segment.repeats) < times && segment.last_time() < to.now;
+            if is_due && to.fits(segment.piece.length as usize) {
                 self.segments[number].repeats += 1;
-                self.append(number, now, header, out);
+                self.append(number, &mut to);
                 self.counters.repeated += 1;
             }
         }
     }
 
-    fn fits(&self, number: u32, end: usize, out: &[u8]) -> bool {
-        out.len() + HEADER_BYTES + self.segments[number].length <= end
-    }
-
     /// As new or lost.
-    fn send(&mut self, number: u32, now: u64, header: Header, stamp: Stamp, out: &mut Vec<u8>) {
+    fn send(&mut self, number: u32, to: &mut Packet<'_>, stamp: Stamp) {
         self.transmissions += 1;
         let segment = &mut self.segments[number];
-        (segment.sent, segment.count, segment.repeats, segment.stamp) = (now, self.transmissions, 0, stamp);
+        (segment.sent, segment.count, segment.repeats, segment.stamp) = (to.now, self.transmissions, 0, stamp);
         if self.segments.flight.length == 0 {
-            self.rearmed = now;
+            self.rearmed = to.now;
         }
-        self.append(number, now, header, out);
+        self.append(number, to);
         self.segments.move_to(Place::Flight, number);
     }
 
-    fn append(&mut self, number: u32, now: u64, mut header: Header, out: &mut Vec<u8>) {
-        header.timestamp = self.wire_clock(now);
+    fn append(&mut self, number: u32, to: &mut Packet<'_>) {
+        let timestamp = self.wire_clock(to.now);
         let segment = &mut self.segments[number];
-        segment.note(now);
-        header.number = number;
-        header.length = segment.length as u32;
-        out.extend_from_slice(&header.encode());
-        out.extend_from_slice(&segment.buffer[..segment.length]);
+        segment.note(to.now);
+        let header = Header { timestamp, number, length: segment.piece.length, ..to.header };
+        to.out.extend_from_slice(&header.encode());
+        self.written.append(segment.piece, to.buffers, to.out);
     }
 
     fn wire_clock(&self, time: u64) -> u32 {
@@ -285,7 +313,8 @@ impl Sender {
                 self.rearmed = now;
                 self.missed += 1;
             }
-            self.segments[number].missed += 1;
+            let segment = &mut self.segments[number];
+            segment.missed = segment.missed.saturating_add(1);
             self.segments.move_to(Place::Lost, number);
         }
         if self.is_shut_out() && self.ask_at <= now {
@@ -307,7 +336,7 @@ impl Sender {
         let numbers = std::iter::successors(Some(head), |number| self.segments[*number].next);
         let timeout = |number| {
             let segment = &self.segments[number];
-            (segment.sent + self.rtt.timeout(segment.missed, &self.settings), number)
+            (segment.sent + self.rtt.timeout(segment.missed.into(), &self.settings), number)
         };
         numbers.map(timeout).min_by_key(|(at, _)| *at)
     }
@@ -318,7 +347,7 @@ impl Sender {
 
     /// Something waits for room that the peer has not.
     fn is_shut_out(&self) -> bool {
-        self.unsent != self.end && self.peer_window == 0
+        self.written.unsent() > 0 && self.peer_window == 0
     }
 
     pub fn oldest(&self) -> Option<u64> {
@@ -334,6 +363,6 @@ impl Sender {
     }
 
     pub fn release(self, buffers: &mut Buffers) {
-        self.segments.into_buffers().for_each(|buffer| buffers.give_back(buffer));
+        self.written.release(buffers);
     }
 }

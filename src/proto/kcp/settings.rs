@@ -9,6 +9,12 @@ pub struct Settings {
     pub send_window: u16,
     /// Segments arrived and not read. Default 4,096.
     pub receive_window: u16,
+    /// How long the acknowledgement of what arrived in its turn may wait for something to travel with, in µs. Default 0: it
+    /// leaves at once. What arrives above a gap, or closes one, is always acknowledged at once.
+    pub ack_delay_us: u64,
+    /// The same for what had arrived before. Default 20 ms: mostly the peer repeated it to be on the safe side and knows by
+    /// now; and an answer to each repeat, which brings repeats of its own, would be answered again.
+    pub duplicate_ack_delay_us: u64,
     /// Bytes written and not acknowledged. Default 256 KiB: one stream of many in a tunnel.
     pub send_bytes: usize,
     /// Time-out before the first round trip is known. Default 200 ms, as in `ikcp.c`; a tunnel knows better.
@@ -26,7 +32,8 @@ pub struct Settings {
 /// When a segment is lost because a later one has been acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overtaken {
-    /// The later one left this much later, in µs. Becomes a quarter of the round trip once that was wrong. Default 1 ms.
+    /// The later one left this much later, in µs. Becomes a quarter of the round trip when that was wrong, and half of that
+    /// after every 8 losses that were none of that kind. Default 1 ms.
     ByTime(u64),
     /// The later one left that many transmissions later.
     ByCount(u64),
@@ -47,6 +54,8 @@ impl Default for Settings {
             segment_bytes: 1298,
             send_window: 4096,
             receive_window: 4096,
+            ack_delay_us: 0,
+            duplicate_ack_delay_us: 20_000,
             send_bytes: 256 << 10,
             rto_first_us: 200_000,
             rto_margin_us: 4_000,
