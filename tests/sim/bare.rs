@@ -179,7 +179,7 @@ impl Bare {
             self.delays.push((now - sent) as u32);
         }
         while self.bulk.readable() > 0 {
-            let bytes = self.bulk.peek().len();
+            let bytes = self.bulk.peek(&self.buffers).len();
             self.bulk.consume(bytes, &mut self.buffers);
             self.delivered_bytes += bytes as u64;
         }
@@ -196,10 +196,10 @@ impl Bare {
         self.game.write_probe(left(out), out);
         let acks = out.len();
         let stamp = self.pacer.stamp(now, self.in_flight());
-        self.game.write_lost(now, left(out), stamp, out);
-        self.game.write_new(now, left(out), stamp, out);
+        self.game.write_lost(now, left(out), stamp, &self.buffers, out);
+        self.game.write_new(now, left(out), stamp, &self.buffers, out);
         if out.len() > acks {
-            self.game.write_repeats(now, left(out), self.repeats(), out);
+            self.game.write_repeats(now, left(out), self.repeats(), &self.buffers, out);
         }
         if out.len() == body {
             out.truncate(begin);
@@ -224,8 +224,8 @@ impl Bare {
             let begin = self.begin(now, out);
             let body = out.len();
             let stamp = self.pacer.stamp(now, self.in_flight());
-            self.bulk.write_lost(now, ROOM, stamp, out);
-            self.bulk.write_new(now, begin + DATAGRAM - out.len(), stamp, out);
+            self.bulk.write_lost(now, ROOM, stamp, &self.buffers, out);
+            self.bulk.write_new(now, begin + DATAGRAM - out.len(), stamp, &self.buffers, out);
             if out.len() == body {
                 out.truncate(begin);
                 break;

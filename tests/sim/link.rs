@@ -25,6 +25,8 @@ pub struct Settings {
     pub reorder: f64,
     pub reorder_us: u64,
     pub bottleneck: Option<Bottleneck>,
+    /// Longer datagrams are lost, and nobody is told.
+    pub bytes_max: Option<usize>,
     /// Everything is lost.
     pub is_cut: bool,
 }
@@ -141,7 +143,8 @@ impl Link {
             self.stats.dropped += 1;
             return [None, None];
         };
-        if self.loses() {
+        let is_too_long = self.settings.bytes_max.is_some_and(|most| bytes > most);
+        if self.loses() || is_too_long {
             self.stats.lost += 1;
             return [None, None];
         }

@@ -247,6 +247,12 @@ impl Endpoint {
         }
     }
 
+    /// Handshakes that were answered and wait for a first packet.
+    #[must_use]
+    pub fn waiting_handshakes(&self) -> usize {
+        self.greeter.waiting()
+    }
+
     // Handshakes.
 
     fn greet(&mut self, now: u64, from: SocketAddr, to: Id, datagram: &[u8]) {

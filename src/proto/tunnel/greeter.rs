@@ -143,6 +143,10 @@ impl Greeter {
         if is_stale { self.pending.pop_front().map(|pending| pending.session.id()) } else { None }
     }
 
+    pub fn waiting(&self) -> usize {
+        self.pending.len()
+    }
+
     pub fn next_timeout(&self) -> Option<u64> {
         self.pending.front().map(|pending| pending.until)
     }

@@ -100,6 +100,8 @@ pub struct Status {
     pub streams: usize,
     /// Buffers of streams that nobody holds.
     pub buffers_free: usize,
+    /// Words about streams that wait for the peer to take earlier ones.
+    pub messages_waiting: usize,
     /// Handshakes by which its keys were made, the first included.
     pub sessions: u32,
     /// Bytes of bulk that may be sent in a second, as measured.

@@ -250,6 +250,7 @@ impl Tunnel {
             mtu: self.mtu.size(),
             streams: self.streams.len(),
             buffers_free: self.buffers.left(),
+            messages_waiting: self.control.waiting(),
             sessions: self.sessions.count(),
             rate: self.pacer.rate(),
             sent: self.sent,

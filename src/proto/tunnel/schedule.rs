@@ -396,12 +396,11 @@ impl Tunnel {
                 break;
             }
         }
-        if out.len() == first {
+        if out.len() > segments {
+            self.charge_bulk(out.len() - segments + SEGMENT_OVERHEAD - HEADER_BYTES);
+            self.mtu.on_sent(now, self.mtu.size() + out.len() - end);
+        } else if segments == first {
             out.truncate(head);
         }
-        if out.len() > segments {
-            self.mtu.on_sent(now, self.mtu.size() + out.len() - end);
-        }
-        self.charge_bulk(out.len() - segments);
     }
 }

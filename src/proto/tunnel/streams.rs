@@ -103,7 +103,8 @@ impl Streams {
             }
         }
         self.has_urgent_news |= stream.conversation.has_acks(now) || stream.conversation.has_probe();
-        self.deadlines.set(place as u32, stream.conversation.next_timeout());
+        // Acknowledgements that are due stay so until they leave, which they are about to.
+        self.deadlines.set(place as u32, stream.conversation.next_timeout().map(|at| at.max(now + 1)));
         result
     }
 
