@@ -7,8 +7,9 @@ mod sim;
 use std::net::SocketAddr;
 
 use gateway::proto::tunnel::pacer;
-use sim::bare::{Bare, Traffic};
+use sim::bare::Bare;
 use sim::link::{Loss, Settings};
+use sim::traffic::{Measured, Traffic};
 use sim::{HostId, LinkId, MS, Net, SECOND};
 
 const MBIT: u64 = 1_000_000;
@@ -48,9 +49,9 @@ fn two_tunnels_share_a_path_though_one_was_there_first() {
         path.net.run_for(5 * SECOND);
         let second = path.add(seed + 100, Traffic::game_and_bulk());
         path.net.run_for(15 * SECOND);
-        let before = [path.ends[1], second[1]].map(|end| path.net.node(end).delivered_bytes);
+        let before = [path.ends[1], second[1]].map(|end| path.net.node(end).delivered_bytes());
         path.net.run_for(30 * SECOND);
-        let [first, second] = [path.ends[1], second[1]].map(|end| path.net.node(end).delivered_bytes);
+        let [first, second] = [path.ends[1], second[1]].map(|end| path.net.node(end).delivered_bytes());
         let [first, second] = [first - before[0], second - before[1]].map(|bytes| bytes as f64);
         let share = first / (first + second);
         assert!((0.38..0.62).contains(&share), "seed {seed}, loss {loss}: {share}");
@@ -65,7 +66,7 @@ fn bulk_both_ways_is_not_slowed_down_by_its_acknowledgements() {
     path.net.run_for(5 * SECOND);
     let there = path.watch(15 * SECOND);
     assert!(there.bulk_mbit > 16.5, "{there:?}");
-    let back = path.net.node(path.ends[0]).delivered_bytes * 8 / 20 / MBIT;
+    let back = path.net.node(path.ends[0]).delivered_bytes() * 8 / 20 / MBIT;
     assert!(back >= 16, "{back} Mbit/s");
 }
 
@@ -216,14 +217,14 @@ impl Path {
 
     fn watch(&mut self, us: u64) -> Seen {
         let end = self.ends[1];
-        let (bytes, messages) = (self.net.node(end).delivered_bytes, self.net.node(end).delays.len());
+        let (bytes, messages) = (self.net.node(end).delivered_bytes(), self.net.node(end).delays().len());
         let link = self.net.link(self.links[0]).stats;
         self.net.run_for(us);
-        let mut delays = self.net.node(end).delays[messages..].to_vec();
+        let mut delays = self.net.node(end).delays()[messages..].to_vec();
         delays.sort_unstable();
         let percentile = |percent| delays.get(delays.len() * percent / 100).map_or(0.0, |us| f64::from(*us) / 1e3);
         Seen {
-            bulk_mbit: (self.net.node(end).delivered_bytes - bytes) as f64 * 8.0 / us as f64,
+            bulk_mbit: (self.net.node(end).delivered_bytes() - bytes) as f64 * 8.0 / us as f64,
             p50_ms: percentile(50),
             p99_ms: percentile(99),
             queue_ms: self.net.link(self.links[0]).stats.since(&link).mean_queue_us() as f64 / 1e3,
@@ -233,7 +234,7 @@ impl Path {
 
 fn add_ends(net: &mut Net<Bare>, traffic: Traffic, pacer: &pacer::Settings) -> [HostId; 2] {
     let [left, right] = [1, 2].map(|side| SocketAddr::from(([10, 0, pacer.seed as u8, side], 4000)));
-    let back = Traffic { game_every_us: traffic.game_every_us, ..Traffic::default() };
+    let back = traffic.answer();
     [
         net.add_host(left, Bare::new(right, traffic, pacer.clone())),
         net.add_host(right, Bare::new(left, back, pacer.clone())),
