@@ -1,4 +1,4 @@
-//! How many instructions do the hot functions of handshake and relay take, and are they still no more than that?
+//! How many instructions do the hot functions of handshake, tunnel and relay take, and are they still no more than that?
 //!
 //! Callgrind counts them, so the answer does not depend on what else the machine does. Each count has a budget; whatever
 //! exceeds it ends the run with an error. A change that needs more brings its new figure along, and says what it is worth.
@@ -7,6 +7,7 @@
 //! Valgrind pretends to be has AES-NI but no SHA extensions: AES is counted as it runs outside, SHA-256 in portable code,
 //! which takes more. Of a system call nothing is counted but the way there; the kernel's part is for `scripts/bench-gateway`.
 
+use std::collections::VecDeque;
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use gateway::engine::{Outcome, Pump, Readiness, Shared};
 use gateway::limits::{BUFFER_BYTES, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT};
+use gateway::proto::kcp::segment::HEADER_BYTES;
+use gateway::proto::kcp::{Buffers, Conversation, Settings, Stamp};
 use gateway::proto::line::{Line, Progress};
 use gateway::proto::policy::Policy;
 use gateway::proto::target::{BadTarget, Target};
@@ -40,6 +43,8 @@ const POLICY_OF_100_RULES: u64 = budget(6_101);
 const TIMERS_SET: u64 = budget(2_139_589);
 const TIMERS_CANCEL: u64 = budget(390_335);
 const TIMERS_POP: u64 = budget(4_753_858);
+const KCP_IN_ORDER: u64 = budget(29_749_293);
+const KCP_LOSSY: u64 = budget(34_384_987);
 const PUMP_COPY: u64 = budget(208);
 const PUMP_SPLICE: u64 = budget(285);
 
@@ -209,6 +214,100 @@ fn assert_all_popped(deadlines: Box<Deadlines>) {
     assert_eq!(deadlines.popped, DEADLINES);
 }
 
+/// Segments that travel while it is counted.
+const SEGMENTS: usize = 10_000;
+
+const SEGMENT_BYTES: usize = 1_298;
+const DATAGRAM_BYTES: usize = SEGMENT_BYTES + HEADER_BYTES;
+
+/// One of these is lost, when any is: no round number, so that rounds do not meet.
+const LOST: u64 = 97;
+
+/// A KCP stream over a wire that is always full: what enters pushes out what arrives. 10 µs from one to the next.
+struct Stream {
+    writer: Conversation,
+    reader: Conversation,
+    buffers: [Buffers; 2],
+    wire: VecDeque<Vec<u8>>,
+    now: u64,
+    is_lossy: bool,
+    sent: u64,
+    read: usize,
+    page: Vec<u8>,
+}
+
+// From `write` to `read`, its acknowledgement included. It must not depend on how many are in flight.
+#[library_benchmark(teardown = assert_read)]
+#[bench::in_order_100_in_flight(args = (100, false), setup = stream, config = at_most(KCP_IN_ORDER))]
+#[bench::in_order_16_000_in_flight(args = (16_000, false), setup = stream, config = at_most(KCP_IN_ORDER))]
+#[bench::lossy_500_in_flight(args = (500, true), setup = stream, config = at_most(KCP_LOSSY))]
+#[bench::lossy_16_000_in_flight(args = (16_000, true), setup = stream, config = at_most(KCP_LOSSY))]
+fn kcp(mut stream: Box<Stream>) -> Box<Stream> {
+    stream.read = 0;
+    (0..SEGMENTS).for_each(|_| stream.carry());
+    stream
+}
+
+fn stream(in_flight: usize, is_lossy: bool) -> Box<Stream> {
+    let window = 64_000;
+    let settings = Settings {
+        segment_bytes: SEGMENT_BYTES,
+        send_window: window,
+        receive_window: window,
+        send_bytes: usize::from(window) * SEGMENT_BYTES,
+        rto_first_us: 1_000_000,
+        ..Settings::default()
+    };
+    let mut stream = Box::new(Stream {
+        writer: Conversation::new(1, settings.clone()),
+        reader: Conversation::new(1, settings),
+        buffers: [1, 2].map(|_| Buffers::new(SEGMENT_BYTES, 2 * usize::from(window))),
+        wire: (0..in_flight).map(|_| Vec::with_capacity(DATAGRAM_BYTES)).collect(),
+        now: 0,
+        is_lossy,
+        sent: 0,
+        read: 0,
+        page: vec![7; 1 << 16],
+    });
+    (0..5 * in_flight + SEGMENTS).for_each(|_| stream.carry());
+    stream
+}
+
+impl Stream {
+    fn carry(&mut self) {
+        let Self { writer, reader, buffers: [writing, reading], now, page, .. } = self;
+        *now += 10;
+        let mut datagram = self.wire.pop_front().expect("the wire is full");
+        reader.input(*now, &datagram, reading, |_| {}).expect("it is whole");
+        while reader.readable() > 0 {
+            self.read += reader.read(page, reading);
+        }
+        datagram.clear();
+        reader.write_acks(DATAGRAM_BYTES, &mut datagram);
+        writer.input(*now, &datagram, writing, |_| {}).expect("it is whole");
+        datagram.clear();
+        if writer.next_timeout().is_some_and(|at| at <= *now) {
+            writer.handle_timeout(*now);
+        }
+        writer.write(&page[..SEGMENT_BYTES], writing);
+        if writer.write_lost(*now, DATAGRAM_BYTES, Stamp::default(), writing, &mut datagram) == 0 {
+            writer.write_new(*now, DATAGRAM_BYTES, Stamp::default(), writing, &mut datagram);
+        }
+        self.sent += 1;
+        if self.is_lossy && self.sent.is_multiple_of(LOST) {
+            datagram.clear();
+        }
+        self.wire.push_back(datagram);
+    }
+}
+
+/// All of it, but for what is in flight or behind a gap, by now as much as before.
+fn assert_read(stream: Box<Stream>) {
+    let expected = SEGMENTS * SEGMENT_BYTES;
+    let lost = if stream.is_lossy { expected / 20 } else { 0 };
+    assert!(stream.read.abs_diff(expected) <= lost, "{} bytes were read, not {expected}", stream.read);
+}
+
 const MESSAGE_BYTES: usize = 64;
 
 /// Reads that fill the buffer before a pump splices; see `engine::pump`.
@@ -295,5 +394,6 @@ fn assert_moved(game: Box<Game>) {
 
 library_benchmark_group!(name = handshake, benchmarks = [open, line, target, policy]);
 library_benchmark_group!(name = timers, benchmarks = [set, cancel, pop]);
+library_benchmark_group!(name = tunnel, benchmarks = [kcp]);
 library_benchmark_group!(name = relay, benchmarks = [pump]);
-main!(library_benchmark_groups = [handshake, timers, relay]);
+main!(library_benchmark_groups = [handshake, timers, tunnel, relay]);

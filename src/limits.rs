@@ -59,12 +59,16 @@ pub const BUFFER_BYTES: usize = 16 * 1024;
 pub const BUFFER_BYTES_MIN: usize = 4 * 1024;
 pub const BUFFER_BYTES_MAX: usize = 1024 * 1024;
 
-/// Pipes a worker may own. An unprivileged user has 1,024 full-sized ones over all processes; 64 serve thousands of
-/// connections, since a pipe is borrowed only while bytes are in flight.
+/// Pipes a worker may own. An unprivileged user has 1,024 full-sized ones over all processes. A pipe is borrowed only while
+/// bytes are in flight, so 64 serve thousands of connections, unless as many readers are slower than their writers: further
+/// streams are copied then.
 pub const PIPES_MAX: usize = 64;
 
 /// Descriptors a worker keeps back for everything that is not a game: rings, pipes, logs, name look-ups.
 pub const DESCRIPTORS_RESERVED: u64 = 64 + 2 * PIPES_MAX as u64;
+
+/// A worker with room for fewer connections than this says so at start: hardly anybody means it.
+pub const CONNECTIONS_FEW: usize = 1000;
 
 /// The most workers that may be asked for.
 pub const WORKERS_MAX: usize = 256;

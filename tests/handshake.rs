@@ -91,6 +91,34 @@ on_both_engines! {
 }
 
 on_both_engines! {
+    fn an_urgent_byte_right_behind_the_line_reaches_the_backend(engine) {
+        let gateway = Gateway::start(engine);
+        let (line, mut client) = (line(&echo_backend().to_string()) + "!", gateway.connect());
+        let sent = socket2::SockRef::from(&client).send_out_of_band(line.as_bytes()).expect("the line is sent");
+        assert_eq!(sent, line.len());
+        assert_eq!(read_answer(&mut client), "200");
+        let mut back = [0];
+        client.read_exact(&mut back).expect("the urgent byte comes back");
+        assert_eq!(&back, b"!");
+    }
+}
+
+on_both_engines! {
+    fn a_line_with_an_urgent_byte_in_its_midst_is_a_line(engine) {
+        let gateway = Gateway::start(engine);
+        let line = line(&echo_backend().to_string());
+        let (head, tail) = line.as_bytes().split_at(20);
+        // What a stopped worker finds when it goes on has come all at once, with the mark in its midst.
+        signal(gateway.worker(), "STOP");
+        let client = gateway.connect();
+        socket2::SockRef::from(&client).send_out_of_band(head).expect("the head is sent");
+        (&client).write_all(tail).expect("the tail is sent");
+        signal(gateway.worker(), "CONT");
+        assert_plays(client, b"");
+    }
+}
+
+on_both_engines! {
     fn a_line_may_end_with_cr_lf(engine) {
         let gateway = Gateway::start(engine);
         let line = format!("{}\r\nearly", token(&echo_backend().to_string()));

@@ -162,6 +162,37 @@ fn what_is_written_is_cut_when_it_is_sent_as_the_path_then_allows() {
 }
 
 #[test]
+fn a_path_that_becomes_narrower_needs_longer_packets_for_what_was_sent_only() {
+    const NARROW: usize = 1200;
+    let (mut left, mut right) = (Ours::plain(), Ours::plain());
+    let stream = Rng(5).bytes(100_000);
+    assert_eq!(left.write(&stream), stream.len());
+    let mut out = Vec::new();
+    while out.len() < 30_000 {
+        left.conversation.write_new(0, ROOM, Stamp::default(), &left.buffers, &mut out); // Nothing of it arrives.
+    }
+    left.conversation.set_segment_bytes(NARROW - HEADER_BYTES);
+    let (mut now, mut long) = (0, 0);
+    while right.conversation.readable() < stream.len() {
+        left.conversation.handle_timeout(now);
+        let is_long = left.conversation.first_lost_bytes().is_some_and(|bytes| bytes > NARROW);
+        let mut out = Vec::new();
+        if is_long {
+            long += 1;
+            let bytes = left.conversation.first_lost_bytes();
+            left.conversation.write_lost(now, ROOM, Stamp::default(), &left.buffers, &mut out);
+            assert_eq!(Some(out.len()), bytes);
+        } else if left.conversation.flush(now, NARROW, 0, Stamp::default(), &left.buffers, &mut out) == 0 {
+            now = left.next_timeout(now).expect("something is left");
+        }
+        right.input(now, &out);
+        right.output(now).iter().for_each(|acks| left.input(now, acks));
+        assert!(now < 60 * SECOND, "{} bytes have arrived", right.conversation.readable());
+    }
+    assert_eq!((right.read(usize::MAX), long), (stream, out.len() / (1298 + HEADER_BYTES)));
+}
+
+#[test]
 fn a_packet_that_is_begun_takes_a_segment_cut_down_to_half_and_no_less() {
     let sent = |room: usize| {
         let mut left = Ours::plain();
@@ -309,7 +340,7 @@ fn an_ack_above_a_gap_is_said_twice_even_when_there_are_more_than_a_datagram_hol
     left.output(0).iter().skip(1).for_each(|datagram| right.input(0, datagram));
     let mut said = [0; 128];
     let mut datagrams = 0;
-    while right.conversation.has_acks(0) {
+    while right.conversation.has_acks() {
         let mut out = Vec::new();
         right.conversation.write_acks(ROOM, &mut out);
         headers(&out).for_each(|header| said[header.number as usize] += 1);
@@ -577,6 +608,58 @@ fn empty_segments_take_no_room() {
         end.input(0, &[&header.encode()[..], &b"x"[..length as usize]].concat());
     }
     assert_eq!((end.read(9), end.buffers.left()), (b"x".to_vec(), 4096));
+}
+
+#[test]
+fn a_reader_that_stops_leaves_buffers_for_the_others() {
+    const ALL: usize = 256;
+    let (mut left, mut right) = ([Ours::plain(), Ours::plain()], [Ours::plain(), Ours::plain()]);
+    let mut buffers = Buffers::new(2000, ALL); // Both readers share these.
+    let (mut now, mut written, mut read) = (0, 0, 0);
+    let mut told = Vec::new();
+    while now < 20 * SECOND {
+        for side in 0..2 {
+            std::mem::swap(&mut right[side].buffers, &mut buffers);
+            written += left[side].write(&[side as u8; 5_000]) * side;
+            left[side].output(now).iter().for_each(|datagram| right[side].input(now, datagram));
+            if side == 1 {
+                read += right[side].read(usize::MAX).len();
+            }
+            for datagram in right[side].output(now) {
+                if side == 0 {
+                    told.push(header(&datagram).window);
+                }
+                left[side].input(now, &datagram);
+            }
+            std::mem::swap(&mut right[side].buffers, &mut buffers);
+        }
+        now += 10 * MS;
+    }
+    assert!(buffers.left() >= ALL / 8 - 4, "{} buffers are left", buffers.left());
+    assert!(told.is_sorted_by(|before, after| before >= after) && told.last() == Some(&0), "{told:?}");
+    assert!(read > 9_000_000 && written - read < 20_000, "the other has read {read} of {written}");
+}
+
+#[test]
+fn a_window_grows_as_its_owner_allows_and_what_was_promised_stays_welcome_when_it_shrinks() {
+    let settings = Settings { receive_window: 20, ..Settings::default() };
+    let (mut left, mut right) = (Ours::plain(), Ours::new(settings, Origin::default(), 0));
+    left.write(&[1; 64 * 1298]);
+    let datagrams = left.output(0);
+    let told = |right: &mut Ours, segment: usize| {
+        right.input(0, &datagrams[segment]);
+        header(&right.output(0)[0]).window
+    };
+    assert_eq!(told(&mut right, 0), 19);
+    right.conversation.set_receive_window(40);
+    assert_eq!(told(&mut right, 1), 38);
+    right.conversation.set_receive_window(10);
+    assert_eq!(told(&mut right, 2), 7);
+    (3..64).for_each(|segment| right.input(0, &datagrams[segment]));
+    assert_eq!(right.conversation.readable(), 40 * 1298);
+    assert_eq!(header(&right.output(0)[0]).window, 0);
+    right.read(usize::MAX);
+    assert_eq!(header(&right.output(0)[0]).window, 10);
 }
 
 #[test]

@@ -49,9 +49,28 @@ on_both_engines! {
         watch(Duration::from_millis(500));
         assert!(waits(&newcomer));
         assert!(games.iter_mut().all(echoes));
+        assert_eq!(gateway.log().matches("as many connections as there may be").count(), 1);
         games.pop();
         assert_eq!(read_answer(&mut newcomer), "200");
         assert!(echoes(&mut newcomer));
+    }
+}
+
+#[test]
+fn few_open_files_are_told_at_start_with_what_they_allow() {
+    if !tool_or_skip("few_open_files_are_told_at_start_with_what_they_allow", "prlimit") {
+        return;
+    }
+    for (descriptors, flags, told) in [
+        ("300", &[][..], true),
+        ("5000", &["--max-connections", "3000"], true),
+        ("5000", &["--max-connections", "2000"], false),
+        ("5000", &[], false),
+    ] {
+        let command = program_under(&["prlimit", &format!("--nofile={descriptors}")]);
+        let gateway = Gateway::with_command(command, flags);
+        let log = gateway.log();
+        assert_eq!(log.contains("open files allow few connections"), told, "{descriptors} {flags:?}: {log}");
     }
 }
 

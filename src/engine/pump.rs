@@ -122,9 +122,6 @@ impl Pump {
         let before = self.moved;
         // A short read means a dry source, unless an end or an urgent mark stands behind it.
         let more = news.ended || news.urgent || self.doubtful;
-        if news.urgent && !self.holds_bytes() {
-            self.mode = Mode::default();
-        }
         let budget = if shared.pipes.are_scarce() { TURN_BYTES_WITHOUT_PIPES } else { TURN_BYTES };
         let outcome = loop {
             let stop = match &self.mode {
@@ -221,7 +218,8 @@ impl Pump {
                 Ok(filled) => held = filled,
                 Err(error) => {
                     shared.pipes.give_back(pipe);
-                    if self.doubtful && socket::is_at_mark(source) {
+                    // Asked each time: of urgent data may have been told before it came, or while older bytes held the pipe.
+                    if socket::is_at_mark(source) {
                         self.mode = Mode::default();
                         return None;
                     }
@@ -319,6 +317,36 @@ mod tests {
             });
             assert!(got == bytes, "{pipes} pipes");
         }
+    }
+
+    #[test]
+    fn an_urgent_byte_that_came_while_bytes_waited_in_the_pipe_is_moved_as_well() {
+        let (mut writer, source) = pair();
+        let (sink, mut reader) = pair();
+        for end in [&writer, &source, &sink, &reader] {
+            end.set_nonblocking(true).expect("it is a socket");
+        }
+        socket::prepare(source.as_fd()).expect("it is a TCP socket");
+        let (mut pump, mut shared, mut sent) = (Pump::default(), Shared::new(limits::BUFFER_BYTES), 0);
+        let bytes = [b'A'; PIPE_BYTES];
+        while !(pump.splices() && pump.holds_bytes()) {
+            // No more at a time than one fill takes, so that nothing is left in the source when the sink is full.
+            let piece = if pump.splices() { 10_000 } else { bytes.len() };
+            sent += writer.write(&bytes[..piece]).unwrap_or(0);
+            pump.run(source.as_fd(), sink.as_fd(), Readiness::default(), &mut shared);
+        }
+        sent += socket2::SockRef::from(&writer).send_out_of_band(b"B").expect("an urgent byte is sent");
+        // Told once; what has not been moved when the source is said to be dry stays there.
+        let news = Readiness { readable: true, urgent: true, ..Readiness::default() };
+        loop {
+            while matches!(reader.read(&mut [0; PIPE_BYTES]), Ok(1..)) {}
+            match pump.run(source.as_fd(), sink.as_fd(), news, &mut shared) {
+                Outcome::SourceDry => break,
+                Outcome::SinkFull | Outcome::BudgetSpent => {}
+                failed => panic!("{failed:?}"),
+            }
+        }
+        assert_eq!(pump.moved, sent as u64);
     }
 
     /// The two ends of a connection.

@@ -212,8 +212,17 @@ fn find_engine(choice: Choice) -> Result<Kind, Error> {
 fn plan(settings: Settings, engine: Kind, own_addresses: &[SocketAddr]) -> io::Result<Plan> {
     let descriptors = sys::process::raise_descriptor_limit()?;
     let room = descriptors.saturating_sub(limits::DESCRIPTORS_RESERVED) / DESCRIPTORS_PER_CONNECTION;
+    let room = usize::try_from(room).unwrap_or(usize::MAX).max(1);
     let mut tcp = settings.tcp;
-    tcp.connections_max = tcp.connections_max.min(usize::try_from(room).unwrap_or(usize::MAX)).max(1);
+    let were_asked_for = tcp.connections_max < usize::MAX;
+    if room < tcp.connections_max && (were_asked_for || room < limits::CONNECTIONS_FEW) {
+        tracing::warn!(
+            descriptors,
+            connections = room,
+            "open files allow few connections a worker: raise ulimit -Hn, or LimitNOFILE= of the unit"
+        );
+    }
+    tcp.connections_max = tcp.connections_max.min(room);
     tcp.own_addresses = own_addresses.to_vec();
     Ok(Plan { engine, log: settings.log, settings: tcp, keys: settings.keys })
 }

@@ -30,6 +30,8 @@ pub(super) struct Doors {
     /// Failures since one was logged, and when that was.
     failures: u64,
     logged: Option<Instant>,
+    /// Nobody else has been let in since this was logged.
+    full: bool,
 }
 
 #[derive(Debug)]
@@ -44,7 +46,7 @@ impl Doors {
     pub(super) fn new(sockets: Vec<OwnedFd>) -> Self {
         let listener = |(number, socket)| Listener { socket, token: Token::new(SLOT, number, 0), ready: true };
         let listeners = (0..).zip(sockets).map(listener).collect();
-        Self { listeners, next: 0, paused_until: None, failures: 0, logged: None }
+        Self { listeners, next: 0, paused_until: None, failures: 0, logged: None, full: false }
     }
 
     pub(super) fn open(&self, engine: &mut Engine) -> io::Result<()> {
@@ -75,6 +77,7 @@ impl Doors {
         }
         self.paused_until = None;
         if !room {
+            self.be_full(now);
             return None;
         }
         loop {
@@ -82,7 +85,10 @@ impl Doors {
             let at = in_turn.find(|at| self.listeners[*at].ready)?;
             self.next = at + 1;
             match socket::accept(self.listeners[at].socket.as_fd()) {
-                Ok(client) => return Some(client),
+                Ok(client) => {
+                    self.full = false;
+                    return Some(client);
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.listeners[at].ready = false,
                 Err(error) if socket::speaks_of_one_connection(&error) => {}
                 Err(error) => {
@@ -93,14 +99,30 @@ impl Doors {
         }
     }
 
+    /// Told when the last place is taken and somebody may wait, not again while nobody gets in.
+    fn be_full(&mut self, now: Instant) {
+        let somebody_may_wait = self.listeners.iter().any(|listener| listener.ready);
+        if somebody_may_wait && !self.full && self.may_log(now) {
+            tracing::warn!("as many connections as there may be: others wait in the kernel's queue until one ends");
+        }
+        self.full |= somebody_may_wait;
+    }
+
+    fn may_log(&mut self, now: Instant) -> bool {
+        let may = self.logged.is_none_or(|logged| logged + LOG_PAUSE <= now);
+        if may {
+            self.logged = Some(now);
+        }
+        may
+    }
+
     /// All listeners pause together: what one lacks the others lack too.
     fn pause(&mut self, error: &io::Error, now: Instant) {
         self.paused_until = Some(now + limits::ACCEPT_PAUSE);
         self.failures += 1;
-        if self.logged.is_none_or(|logged| logged + LOG_PAUSE <= now) {
+        if self.may_log(now) {
             let failures = std::mem::take(&mut self.failures);
             tracing::warn!(%error, failures, "no connection can be accepted for now; running games go on");
-            self.logged = Some(now);
         }
     }
 

@@ -41,7 +41,7 @@ impl Handshake {
                 Ok(n) => {
                     // Not the time of the turn: the line may have been complete only after that.
                     let now = clock::now();
-                    client.ready.readable = n == room || client.ready.ended;
+                    client.ready.readable = n == room || client.ready.ended || client.ready.urgent;
                     let (keys, settings) = (&context.keys, &context.settings);
                     let open = |token: &[u8]| keys.open(token).ok().filter(|target| settings.permit(target));
                     self.line.handle_bytes(now, &context.shared.buffer[..n], open)

@@ -444,7 +444,7 @@ impl State {
 impl Connection {
     /// Moves so much that others go first.
     fn is_heavy(&self) -> bool {
-        matches!(&self.state, State::Relay(relay) if relay.is_heavy())
+        matches!(&self.state, State::Relay(relay) if relay.is_heavy(&self.client))
     }
 
     /// Remembers what has changed. False when it concerns nobody here any more.

@@ -83,8 +83,9 @@ impl Relay {
         (self.up.pump.moved, self.down.pump.moved)
     }
 
-    pub(super) fn is_heavy(&self) -> bool {
-        self.up.pump.splices() || self.down.pump.splices()
+    /// Whether there is bulk to be moved now. A direction that was bulk once and rests does not hold the other one up.
+    pub(super) fn is_heavy(&self, client: &Side) -> bool {
+        self.up.has_bulk(client, &self.backend) || self.down.has_bulk(&self.backend, client)
     }
 
     pub(super) fn step(&mut self, client: &mut Side, context: &mut Context) -> Next {
@@ -155,12 +156,20 @@ impl Relay {
 }
 
 impl Flow {
+    fn can_move(&self, source: &Side, sink: &Side) -> bool {
+        sink.ready.writable && (source.ready.readable || self.pump.holds_bytes())
+    }
+
+    fn has_bulk(&self, source: &Side, sink: &Side) -> bool {
+        self.pump.splices() && !self.ended && self.can_move(source, sink)
+    }
+
     fn run(&mut self, source: &mut Side, sink: &mut Side, context: &mut Context) -> Flown {
         if self.ended {
             // Nothing is read any more from a source that has ended: that it failed later is seen only here.
             return if source.ready.failed { Flown::Failed } else { Flown::Blocked };
         }
-        if sink.ready.writable && (source.ready.readable || self.pump.holds_bytes()) {
+        if self.can_move(source, sink) {
             let (from, to) = (source.socket.as_fd(), sink.socket.as_fd());
             match self.pump.run(from, to, source.ready, &mut context.shared) {
                 Outcome::SourceDry => {
@@ -189,5 +198,49 @@ impl Flow {
         }
         // A source that failed while its sink is full would be noticed only when the sink has taken what it has.
         if source.ready.failed && !sink.ready.writable { Flown::Failed } else { Flown::Blocked }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::engine::Shared;
+
+    #[test]
+    fn a_direction_that_was_bulk_and_rests_does_not_make_the_game_heavy() {
+        let ((mut player, mut client), (mut game, backend)) = (end(0), end(1));
+        let now = Instant::now();
+        let (up, down) = (Flow::default(), Flow::default());
+        let mut relay = Relay { backend, settled: false, up, down, active: now, look: now };
+        let mut shared = Shared::new(limits::BUFFER_BYTES);
+        client.note(Readiness { readable: true, writable: true, ..Readiness::default() });
+        relay.backend.note(Readiness { writable: true, ..Readiness::default() });
+        while !relay.up.pump.splices() {
+            player.write_all(&[0; 64 * 1024]).expect("it is sent");
+            let (from, to) = (client.socket.as_fd(), relay.backend.socket.as_fd());
+            relay.up.pump.run(from, to, client.ready, &mut shared);
+            while matches!(game.read(&mut [0; 64 * 1024]), Ok(1..)) {}
+        }
+        assert!(relay.is_heavy(&client), "there may be more");
+        client.ready.readable = false;
+        relay.backend.note(Readiness { readable: true, ..Readiness::default() });
+        assert!(!relay.is_heavy(&client), "a message of the backend's is no bulk");
+        client.note(Readiness { readable: true, ..Readiness::default() });
+        assert!(relay.is_heavy(&client), "it goes on");
+        relay.backend.ready.writable = false;
+        assert!(!relay.is_heavy(&client), "it cannot be moved now");
+    }
+
+    /// A connection: the far end, and ours.
+    fn end(role: u8) -> (TcpStream, Side) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let far = TcpStream::connect(listener.local_addr().expect("it is bound")).expect("it is reached");
+        let (near, _) = listener.accept().expect("it came");
+        far.set_nonblocking(role != 0).expect("it is a socket");
+        near.set_nonblocking(true).expect("it is a socket");
+        (far, Side::new(near.into(), Token::new(0, 0, role)))
     }
 }

@@ -74,6 +74,11 @@ impl Buffers {
         self.most - self.held
     }
 
+    /// How many of them may hold what arrives above a gap.
+    pub(super) fn spare(&self) -> usize {
+        self.left().saturating_sub(self.most / 8)
+    }
+
     #[inline]
     pub(super) fn take(&mut self, purpose: Use) -> Option<Buffer> {
         let reserved = match purpose {

@@ -10,6 +10,16 @@
 //! lost when one that was sent later has been acknowledged, or by time: while no more than a few are in flight each has its own
 //! time-out; of many, only the one that the peer waits for has, begun again by every acknowledgement.
 //!
+//! Segments are cut when they are first sent, as long as the path carries then. KCP numbers segments, not bytes, and what was sent
+//! may have arrived: a segment keeps its length for good. When the path turns out to carry less,
+//! [`Conversation::set_segment_bytes`] is all it takes for what was not sent. Of what was, all that is lost comes out of
+//! `write_lost` in its turn; where [`Conversation::first_lost_bytes`] is more than a packet has, the owner has to carry that segment
+//! in pieces, or in a datagram that routers may cut. There is at most a window of those, once. To have few, begin with what
+//! every path carries, and cut longer ones only when the path has shown that it carries them.
+//!
+//! What a call costs does not depend on the window: each segment is touched when it is sent, acknowledged, lost or read, and
+//! [`Conversation::next_timeout`] looks at no more than 16. Only memory does: a window that no cache holds costs its way there.
+//!
 //! Deliberately absent: congestion control and pacing, which belong to all conversations of a tunnel together; the opening and
 //! closing of streams; the verdict that a peer is dead. Time comes in as µs from any origin.
 
@@ -29,6 +39,7 @@ use segment::{Command, HEADER_BYTES, Header};
 use sender::{Packet, Sender};
 pub use settings::{Mode, Overtaken, Settings};
 
+/// Whoever calls brings the same [`Buffers`] each time.
 #[derive(Debug)]
 pub struct Conversation {
     id: u32,
@@ -70,7 +81,7 @@ pub struct Counters {
     pub spurious: u64,
     /// Arrived more than once.
     pub duplicates: u64,
-    /// Arrived outside the window, too long, or speaking of what was never sent.
+    /// Arrived outside the window, too long, when no buffer was left, or speaking of what was never sent.
     pub refused: u64,
 }
 
@@ -164,7 +175,7 @@ impl Conversation {
         self.sender.room()
     }
 
-    /// Payload of the segments that are cut from what is written from now on, in bytes, when the path is found to carry more.
+    /// Payload of the segments that are cut from now on, in bytes, when the path is found to carry more or less.
     pub fn set_segment_bytes(&mut self, bytes: usize) {
         self.sender.set_segment_bytes(bytes);
     }
@@ -174,7 +185,9 @@ impl Conversation {
         self.sender.set_send_bytes(bytes);
     }
 
-    /// Segments that may have arrived and not been read: the credit of the peer, who hears of it with all that is sent.
+    /// Segments that may have arrived and not been read: the credit of the peer, who hears of it with all that is sent. When it
+    /// is made smaller, what the peer was told before stays welcome. However large it is, the peer is told of no more room than
+    /// there are buffers for, leaving an eighth, but of 16 segments in any case.
     pub fn set_receive_window(&mut self, segments: u16) {
         self.receiver.set_window(segments);
     }
@@ -221,15 +234,15 @@ impl Conversation {
 
     /// Whether acknowledgements have to leave now, with something else or alone.
     #[must_use]
-    pub fn has_acks(&self, now: u64) -> bool {
-        self.acks_due_at().is_some_and(|due| due <= now)
+    pub fn has_acks(&self) -> bool {
+        self.receiver.has_acks()
     }
 
-    /// When acknowledgements have to leave at the latest. `None` when none are owed. [`Self::write_acks`] writes them before,
-    /// too, and should be asked to whenever a datagram leaves.
+    /// When acknowledgements have or had to leave at the latest; [`Self::handle_timeout`] makes [`Self::has_acks`] say so. `None`
+    /// when none are owed. [`Self::write_acks`] writes them before, too, and should be asked to whenever a datagram leaves.
     #[must_use]
     pub fn acks_due_at(&self) -> Option<u64> {
-        self.receiver.acks_due
+        self.receiver.acks_due.at()
     }
 
     /// As in the settings, from now on: what the owner learns of a stream tells whether company is to be expected.
@@ -246,6 +259,12 @@ impl Conversation {
     #[must_use]
     pub fn has_lost(&self) -> bool {
         self.sender.has_lost()
+    }
+
+    /// What the next segment that [`Self::write_lost`] appends takes, in bytes with its header. `None` when none is lost.
+    #[must_use]
+    pub fn first_lost_bytes(&self) -> Option<usize> {
+        self.sender.first_lost_bytes()
     }
 
     /// Whether there is something that was never sent and that the peer's window admits.
@@ -320,7 +339,7 @@ impl Conversation {
         self.handle_timeout(now);
         let end = out.len() + room;
         let before = out.len();
-        if self.has_acks(now) || self.has_probe() || self.has_lost() || self.has_new() {
+        if self.has_acks() || self.has_probe() || self.has_lost() || self.has_new() {
             self.write_acks(end - out.len(), out);
         }
         self.write_probe(end - out.len(), out);
@@ -332,17 +351,17 @@ impl Conversation {
         out.len() - before
     }
 
-    /// When something is due, if nothing else happens before: acknowledgements, or [`Self::handle_timeout`]. `None` when nothing
-    /// will ever be.
+    /// When [`Self::handle_timeout`] has something to do, if nothing else happens before. `None` when it never will.
     #[must_use]
     pub fn next_timeout(&self) -> Option<u64> {
-        [self.sender.next_timeout(), self.acks_due_at()].into_iter().flatten().min()
+        [self.sender.next_timeout(), self.receiver.next_timeout()].into_iter().flatten().min()
     }
 
-    /// Takes segments whose time is up for lost, and decides to ask for the peer's window. What is due then has to be pulled;
-    /// once it is, the next time-out is later than `now`.
+    /// Takes segments whose time is up for lost, lets acknowledgements wait no longer, and decides to ask for the peer's window.
+    /// What is due then has to be pulled; the next time-out is later than `now` in any case.
     pub fn handle_timeout(&mut self, now: u64) {
         self.sender.handle_timeout(now);
+        self.receiver.handle_timeout(now);
     }
 
     /// How long the oldest segment in flight or lost has waited for its acknowledgement, since it was first sent.

@@ -11,11 +11,18 @@ use super::segment::{HEADER_BYTES, Header, is_before};
 /// that is lost the segment travels again for nothing.
 const REPEATS: u32 = 2;
 
+/// Unread segments that a conversation may have however few buffers are left: enough for a game.
+const WINDOW_MIN: usize = 16;
+
 #[derive(Debug)]
 pub struct Receiver {
     segments: Ring<Arrived>,
     /// Segments we have room for, unread ones included.
     window: u16,
+    /// The first segment that the peer was never told to be welcome. It may be beyond the window, which can be made smaller.
+    promised: u32,
+    /// Buffers that were left for all conversations when we last looked.
+    spare: usize,
     /// The first segment of which bytes are still to be read, and how many of it have been.
     read: u32,
     offset: usize,
@@ -32,13 +39,12 @@ pub struct Receiver {
     /// Those said in the last datagrams, each with the number of its datagram, and that number.
     said: VecDeque<(Owed, u32)>,
     datagrams: u32,
-    /// When the acknowledgements that are owed have to leave. `None` when none are.
-    pub acks_due: Option<u64>,
+    pub acks_due: Due,
     /// How long they may wait for company, in µs: those of what arrived in its turn, and those of what had arrived before.
     pub ack_delay: u64,
     pub duplicate_ack_delay: u64,
     pub duplicates: u64,
-    /// Outside the window, or longer than a buffer.
+    /// Outside the window, longer than a buffer, or when there was no buffer.
     pub refused: u64,
     /// The peer asked how much room there is.
     pub asked: bool,
@@ -59,6 +65,16 @@ struct Owed {
     timestamp: u32,
 }
 
+/// When the acknowledgements that are owed have to leave.
+#[derive(Clone, Copy, Debug)]
+pub enum Due {
+    /// None are owed.
+    Never,
+    At(u64),
+    /// And since when.
+    Now(u64),
+}
+
 enum Arrival {
     InTurn,
     /// Above a gap, or closing one.
@@ -74,6 +90,8 @@ impl Receiver {
         Self {
             segments: Ring::new(),
             window: settings.receive_window,
+            promised: first,
+            spare: usize::MAX,
             read: first,
             offset: 0,
             next: first,
@@ -83,7 +101,7 @@ impl Receiver {
             owed: VecDeque::new(),
             said: VecDeque::new(),
             datagrams: 0,
-            acks_due: None,
+            acks_due: Due::Never,
             ack_delay: settings.ack_delay_us,
             duplicate_ack_delay: settings.duplicate_ack_delay_us,
             duplicates: 0,
@@ -100,7 +118,7 @@ impl Receiver {
             Arrival::InTurn => self.ack_delay,
             Arrival::OutOfTurn => 0, // The peer may be about to send what it takes for lost.
         };
-        self.acks_due = Some(self.acks_due.unwrap_or(u64::MAX).min(now.saturating_add(delay)));
+        self.acks_due = self.acks_due.or_after(now, delay);
         let owed = Owed { number, timestamp };
         if is_before(number, self.next) {
             let newer = self.in_order.filter(|known| !is_before(known.number, number));
@@ -115,13 +133,12 @@ impl Receiver {
             self.duplicates += 1;
             return Arrival::Again;
         }
-        let is_in_window = number.wrapping_sub(self.read) < u32::from(self.window);
-        if !is_in_window || payload.len() > buffers.buffer_bytes() {
+        let purpose = if number == self.next { Use::InOrder } else { Use::AboveGap };
+        let is_welcome = self.is_welcome(number) && payload.len() <= buffers.buffer_bytes();
+        let Some(buffer) = is_welcome.then(|| buffers.take(purpose)).flatten() else {
             self.refused += 1;
             return Arrival::Refused;
-        }
-        let purpose = if number == self.next { Use::InOrder } else { Use::AboveGap };
-        let Some(buffer) = buffers.take(purpose) else { return Arrival::Refused };
+        };
         buffers.bytes_mut(&buffer)[..payload.len()].copy_from_slice(payload);
         self.segments.put(self.read, number, Arrived { buffer, length: payload.len() });
         let is_in_turn = number == self.next && self.above_gap == 0;
@@ -133,6 +150,11 @@ impl Receiver {
         }
         self.consume(0, buffers); // An empty segment that is first would never be read.
         if is_in_turn { Arrival::InTurn } else { Arrival::OutOfTurn }
+    }
+
+    fn is_welcome(&self, number: u32) -> bool {
+        let promised = self.promised.wrapping_sub(self.read).cast_signed().max(0).cast_unsigned();
+        number.wrapping_sub(self.read) < promised.max(self.window.into())
     }
 
     /// Bytes in order, not yet read.
@@ -160,10 +182,7 @@ impl Receiver {
             self.read = self.read.wrapping_add(1);
             self.offset = 0;
         }
-    }
-
-    pub fn set_window(&mut self, segments: u16) {
-        self.window = segments.max(1);
+        self.spare = buffers.spare();
     }
 
     /// What each header says of this half: the first segment that is missing, and the room from there on.
@@ -174,15 +193,41 @@ impl Receiver {
     /// The peer will hear of that much room.
     pub fn tell(&mut self, room: u16) {
         self.shut = room == 0;
+        let promised = self.next.wrapping_add(room.into());
+        if is_before(self.promised, promised) {
+            self.promised = promised;
+        }
     }
 
+    pub fn set_window(&mut self, segments: u16) {
+        self.window = segments.max(1);
+    }
+
+    /// Segments that are welcome from the first missing one on. All conversations may count on the same buffers: what comes when
+    /// they are gone has to come again.
     fn room(&self) -> u16 {
-        self.window.saturating_sub(self.next.wrapping_sub(self.read) as u16) // Never more than a window is unread.
+        let unread = self.next.wrapping_sub(self.read) as usize;
+        let by_window = usize::from(self.window).saturating_sub(unread);
+        let by_buffers = self.spare.saturating_add(self.above_gap).max(WINDOW_MIN.saturating_sub(unread));
+        by_window.min(by_buffers) as u16 // No more than the window.
     }
 
     /// Whether the peer waits to be told of the room: it asked, or believes that there is none while a quarter is free again.
     pub fn owes_window(&self) -> bool {
         self.asked || self.shut && (self.room() > self.window / 4 || self.readable == 0 && self.room() > 0)
+    }
+
+    pub fn has_acks(&self) -> bool {
+        matches!(self.acks_due, Due::Now(_))
+    }
+
+    pub fn next_timeout(&self) -> Option<u64> {
+        let Due::At(at) = self.acks_due else { return None };
+        Some(at)
+    }
+
+    pub fn handle_timeout(&mut self, now: u64) {
+        self.acks_due = self.acks_due.at().map_or(Due::Never, |at| if at <= now { Due::Now(at) } else { Due::At(at) });
     }
 
     /// Appends what is owed and fits: first one acknowledgement of all that is in order, then those above a gap, then those that
@@ -216,11 +261,26 @@ impl Receiver {
         let again = self.said.iter().take(repeats).rev().filter(|(owed, _)| !is_before(owed.number, self.next));
         again.take(slots).for_each(|(owed, _)| append(*owed));
         if self.owed.is_empty() {
-            self.acks_due = None;
+            self.acks_due = Due::Never;
         }
     }
 
     pub fn release(self, buffers: &mut Buffers) {
         self.segments.into_items().for_each(|arrived| buffers.give_back(arrived.buffer));
+    }
+}
+
+impl Due {
+    pub fn at(self) -> Option<u64> {
+        match self {
+            Self::Never => None,
+            Self::At(at) | Self::Now(at) => Some(at),
+        }
+    }
+
+    /// One more is owed.
+    fn or_after(self, now: u64, delay: u64) -> Self {
+        let at = self.at().unwrap_or(u64::MAX).min(now.saturating_add(delay));
+        if at <= now { Self::Now(at) } else { Self::At(at) }
     }
 }

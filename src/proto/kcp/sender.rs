@@ -221,6 +221,10 @@ impl Sender {
         self.segments.lost.length > 0
     }
 
+    pub fn first_lost_bytes(&self) -> Option<usize> {
+        self.segments.lost.head.map(|number| HEADER_BYTES + self.segments[number].piece.length as usize)
+    }
+
     pub fn has_new(&self) -> bool {
         let is_in_peer_window = self.unsent.wrapping_sub(self.peer_next) < u32::from(self.peer_window);
         self.written.unsent() > 0 && is_in_peer_window && self.window_left() > 0

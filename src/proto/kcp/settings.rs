@@ -7,7 +7,7 @@ pub struct Settings {
     pub segment_bytes: usize,
     /// Segments written and not acknowledged, sent or not. Default 4,096.
     pub send_window: u16,
-    /// Segments arrived and not read. Default 4,096.
+    /// Segments arrived and not read, at first. Default 4,096.
     pub receive_window: u16,
     /// How long the acknowledgement of what arrived in its turn may wait for something to travel with, in µs. Default 0: it
     /// leaves at once. What arrives above a gap, or closes one, is always acknowledged at once.
@@ -15,7 +15,7 @@ pub struct Settings {
     /// The same for what had arrived before. Default 20 ms: mostly the peer repeated it to be on the safe side and knows by
     /// now; and an answer to each repeat, which brings repeats of its own, would be answered again.
     pub duplicate_ack_delay_us: u64,
-    /// Bytes written and not acknowledged. Default 256 KiB: one stream of many in a tunnel.
+    /// Bytes written and not acknowledged, at first. Default 256 KiB: one stream of many in a tunnel.
     pub send_bytes: usize,
     /// Time-out before the first round trip is known. Default 200 ms, as in `ikcp.c`; a tunnel knows better.
     pub rto_first_us: u64,

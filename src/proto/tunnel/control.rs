@@ -165,8 +165,8 @@ impl Control {
     }
 
     /// Whether acknowledgements or windows cannot wait for company.
-    pub fn has_urgent_news(&self, now: u64) -> bool {
-        self.conversation.has_acks(now) || self.conversation.has_probe()
+    pub fn has_urgent_news(&self) -> bool {
+        self.conversation.has_acks() || self.conversation.has_probe()
     }
 
     pub fn write_segments(&mut self, now: u64, room: usize, stamp: Stamp, out: &mut Vec<u8>) {
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn the_longest_message_is_known() {
-        let longest = messages().iter().map(|message| {
+        let longest = messages().into_iter().map(|message| {
             let mut bytes = Vec::new();
             message.emit(&mut bytes);
             bytes.len()

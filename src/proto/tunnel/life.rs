@@ -62,14 +62,14 @@ impl Tunnel {
         }
         self.last_opened = id.0;
         let place = self.streams.insert(stream);
-        self.streams.with(self.now, place, |_| {});
+        self.streams.with(place, |_| {});
         Some(id)
     }
 
     /// Ends our half: the peer is told after all bytes that were written.
     pub fn finish(&mut self, stream: StreamId) {
         let Some(place) = self.streams.find(stream) else { return };
-        let total = self.streams.with(self.now, place, |stream| {
+        let total = self.streams.with(place, |stream| {
             let is_first = stream.ours == Ours::Open;
             (stream.ours, stream.wants_room) = (if is_first { Ours::Finished } else { stream.ours }, false);
             is_first.then_some(stream.written)
@@ -118,13 +118,13 @@ impl Tunnel {
 
     fn on_finish(&mut self, id: StreamId, total: u64) {
         let Some(place) = self.find_or_admit(id) else { return };
-        self.streams.with(self.now, place, |stream| _ = stream.theirs.total.get_or_insert(total));
+        self.streams.with(place, |stream| _ = stream.theirs.total.get_or_insert(total));
         self.look_at_end(place);
     }
 
     fn on_received(&mut self, id: StreamId) {
         let Some(place) = self.streams.find(id) else { return };
-        self.streams.with(self.now, place, |stream| {
+        self.streams.with(place, |stream| {
             if stream.ours == Ours::Finished {
                 stream.ours = Ours::Received;
             }
@@ -154,7 +154,7 @@ impl Tunnel {
         let stream = self.streams.at(place);
         if !stream.knows_readable && stream.conversation.readable() > 0 {
             let id = stream.id;
-            self.streams.with(self.now, place, |stream| stream.knows_readable = true);
+            self.streams.with(place, |stream| stream.knows_readable = true);
             self.events.push_back(Event::Readable(id));
         }
         self.look_at_end(place);
@@ -174,7 +174,7 @@ impl Tunnel {
         };
         let length = bytes.len() - rest.len();
         let Self { streams, buffers, .. } = self;
-        streams.with(now, place, |stream| {
+        streams.with(place, |stream| {
             stream.awaits_preamble = false;
             stream.consume(now, length, 0, buffers);
         });
@@ -189,7 +189,7 @@ impl Tunnel {
             return;
         }
         let id = stream.id;
-        match self.streams.with(self.now, place, Stream::reaches_end) {
+        match self.streams.with(place, Stream::reaches_end) {
             Ok(false) => {}
             Ok(true) => {
                 self.control.push(Message::Received { stream: id });
@@ -219,11 +219,11 @@ impl Tunnel {
 
     /// Tells writers that have waited for room and now have some.
     pub(super) fn tell_writers(&mut self) {
-        let (now, path_bytes) = (self.now, self.pacer.window());
+        let path_bytes = self.pacer.window();
         for _ in 0..self.streams.waiting(Turn::Room).min(WRITERS_AT_ONCE) {
             let Some(place) = self.streams.next(Turn::Room) else { break };
             let Self { streams, buffers, .. } = self;
-            let writable = streams.with(now, place, |stream| {
+            let writable = streams.with(place, |stream| {
                 let room = stream.room(path_bytes, buffers);
                 let is_worth_telling =
                     room >= ROOM_WORTH_TELLING || room > 0 && stream.conversation.unacknowledged() == 0;

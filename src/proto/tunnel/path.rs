@@ -91,11 +91,11 @@ impl Path {
             self.candidate = None;
             return None;
         }
+        candidate.asked += 1;
         if candidate.sent + bytes > AMPLIFICATION_MAX * candidate.received {
             return None;
         }
         candidate.sent += bytes;
-        candidate.asked += 1;
         Some((candidate.address, Frame::Challenge(candidate.token)))
     }
 

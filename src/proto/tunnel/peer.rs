@@ -182,7 +182,7 @@ impl Tunnel {
         let (now, path_bytes) = (self.now, self.pacer.window());
         let Some(place) = self.streams.find(stream) else { return 0 };
         let Self { streams, buffers, .. } = self;
-        streams.with(now, place, |stream| stream.write(now, bytes, path_bytes, buffers))
+        streams.with(place, |stream| stream.write(now, bytes, path_bytes, buffers))
     }
 
     /// Bytes that [`Self::write`] would take, at least, while the buffers last.
@@ -208,7 +208,7 @@ impl Tunnel {
         };
         let (now, rtt_us) = (self.now, self.rtt_us.unwrap_or(0));
         let Self { streams, buffers, .. } = self;
-        streams.with(now, place, |stream| stream.consume(now, bytes, rtt_us, buffers));
+        streams.with(place, |stream| stream.consume(now, bytes, rtt_us, buffers));
         self.forget_if_over(place);
     }
 

@@ -136,7 +136,7 @@ impl Tunnel {
         let place = if header.command == Command::Push { self.find_or_admit(id) } else { self.streams.find(id) }?;
         let mut acked = Heard::new(self.in_flight());
         let Self { streams, buffers, pacer, .. } = self;
-        let taken = streams.with(now, place, |stream| {
+        let taken = streams.with(place, |stream| {
             let taken = stream.conversation.input(now, segments, buffers, |one| acked.note(now, &one, pacer));
             stream.adapt_window(now, buffers);
             taken

@@ -155,6 +155,9 @@ impl Tunnel {
             self.adapt_segments();
         }
         let size = probe?;
+        if self.mtu.is_in_doubt() {
+            self.liveness.ask_soon(now);
+        }
         let segment_bytes = self.packet(size, out, |_, end, out| {
             Frame::MtuProbe(size as u16).emit(out);
             out.resize(end, 0);
@@ -192,7 +195,7 @@ impl Tunnel {
         if self.control.has_segments() || self.streams.waiting(Turn::Thin) > 0 {
             return true;
         }
-        let is_urgent = self.control.has_urgent_news(now) || self.streams.has_urgent_news();
+        let is_urgent = self.control.has_urgent_news() || self.streams.has_urgent_news();
         is_urgent && !self.has_grant(now)
     }
 
@@ -245,7 +248,7 @@ impl Tunnel {
         let head = out.len();
         begin_segments(out);
         let first = out.len();
-        self.write_news(now, end, out);
+        self.write_news(end, out);
         let news = out.len() - first;
         self.write_control(now, end, out);
         self.write_thin(now, end, out);
@@ -256,14 +259,14 @@ impl Tunnel {
         news
     }
 
-    fn write_news(&mut self, now: u64, end: usize, out: &mut Vec<u8>) {
+    fn write_news(&mut self, end: usize, out: &mut Vec<u8>) {
         let control = &mut self.control.conversation;
         control.write_acks(end - out.len(), out);
         control.write_probe(end - out.len(), out);
         while end - out.len() >= HEADER_BYTES
             && let Some(place) = self.streams.next(Turn::News)
         {
-            self.streams.with(now, place, |stream| {
+            self.streams.with(place, |stream| {
                 stream.conversation.write_acks(end - out.len(), out);
                 stream.conversation.write_probe(end - out.len(), out);
             });
@@ -291,7 +294,7 @@ impl Tunnel {
     fn write_segments_of(&mut self, now: u64, place: Place, turn: Turn, end: usize, out: &mut Vec<u8>) {
         let stamp = self.pacer.stamp(now, self.in_flight());
         let Self { streams, buffers, .. } = self;
-        streams.with(now, place, |stream| {
+        streams.with(place, |stream| {
             if stream.look_at_class(now) == (turn == Turn::Bulk) {
                 stream.conversation.write_lost(now, end - out.len(), stamp, buffers, out);
                 stream.conversation.write_new(now, end - out.len(), stamp, buffers, out);
@@ -307,7 +310,7 @@ impl Tunnel {
         let Self { splitter, streams, buffers, .. } = self;
         splitter.begin(room, |frame| {
             begin_segments(frame);
-            streams.with(now, place, |stream| stream.conversation.write_lost(now, longest, stamp, buffers, frame));
+            streams.with(place, |stream| stream.conversation.write_lost(now, longest, stamp, buffers, frame));
         });
     }
 
@@ -322,7 +325,7 @@ impl Tunnel {
         let Self { streams, buffers, .. } = self;
         for _ in 0..streams.waiting(Turn::Repeats).min(REPEATING_MAX) {
             let Some(place) = streams.next(Turn::Repeats) else { break };
-            streams.with(now, place, |stream| {
+            streams.with(place, |stream| {
                 stream.conversation.write_repeats(now, end - out.len(), times, buffers, out)
             });
         }
@@ -382,7 +385,7 @@ impl Tunnel {
         let head = out.len();
         begin_segments(out);
         let first = out.len();
-        self.write_news(now, end, out);
+        self.write_news(end, out);
         let segments = out.len();
         for _ in 0..self.streams.waiting(Turn::Bulk).min(FILLING_MAX) {
             let Some(place) = self.streams.next(Turn::Bulk) else { break };

@@ -92,7 +92,7 @@ impl Streams {
     }
 
     /// Does something with a stream, then puts it where it has to wait.
-    pub fn with<R>(&mut self, now: u64, place: Place, act: impl FnOnce(&mut Stream) -> R) -> R {
+    pub fn with<R>(&mut self, place: Place, act: impl FnOnce(&mut Stream) -> R) -> R {
         let stream = &mut self.table[place];
         self.in_flight -= stream.conversation.in_flight();
         let result = act(stream);
@@ -102,9 +102,8 @@ impl Streams {
                 self.queues[turn as usize].push_back(place);
             }
         }
-        self.has_urgent_news |= stream.conversation.has_acks(now) || stream.conversation.has_probe();
-        // Acknowledgements that are due stay so until they leave, which they are about to.
-        self.deadlines.set(place as u32, stream.conversation.next_timeout().map(|at| at.max(now + 1)));
+        self.has_urgent_news |= stream.conversation.has_acks() || stream.conversation.has_probe();
+        self.deadlines.set(place as u32, stream.conversation.next_timeout());
         result
     }
 
@@ -145,7 +144,7 @@ impl Streams {
 
     pub fn handle_timeout(&mut self, now: u64) {
         while let Some(place) = self.deadlines.pop_due(now) {
-            self.with(now, place as usize, |stream| stream.conversation.handle_timeout(now));
+            self.with(place as usize, |stream| stream.conversation.handle_timeout(now));
         }
     }
 }
