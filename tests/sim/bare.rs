@@ -142,7 +142,7 @@ impl Bare {
 
     /// Acknowledgements and the game's segments, as many as a datagram holds.
     fn write_small(&mut self, now: u64, out: &mut Vec<u8>) -> bool {
-        if !self.has_small(now) {
+        if !self.has_small() {
             return false;
         }
         let begin = self.begin(now, out);
@@ -170,8 +170,8 @@ impl Bare {
         true
     }
 
-    fn has_small(&self, now: u64) -> bool {
-        let acks = self.game.has_acks(now) || self.bulk.has_acks(now);
+    fn has_small(&self) -> bool {
+        let acks = self.game.has_acks() || self.bulk.has_acks();
         acks || self.game.has_lost() || self.game.has_new() || self.game.has_probe() || self.bulk.has_probe()
     }
 
