@@ -15,46 +15,23 @@
 mod sim;
 
 use std::io::Write as _;
-use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{fs, thread};
 
-use gateway::proto::tunnel::{self, pacer};
 use serde_json::{Value, json};
+use sim::MS;
 use sim::bare::Bare;
 use sim::busy::Busy;
-use sim::link::{IP_UDP_BYTES, Loss, Settings};
-use sim::traffic::{MESSAGE, Measured, Traffic};
-use sim::{HostId, MS, Net, SECOND};
+use sim::figures::Bound::{self, AtLeast, AtMost};
+use sim::figures::{Case, Figures, run};
+use sim::link::{Loss, Settings};
+use sim::traffic::Traffic;
 
 /// The first of the seeds.
 const SEED: u64 = 90_001;
 
 const MBIT: u64 = 1_000_000;
-
-/// A tunnel is there for so long before another comes to share its path, in s; and before it is judged how they share.
-const HEAD_START_S: u64 = 5;
-
-struct Case {
-    name: String,
-    /// Alike in both directions.
-    link: Settings,
-    traffic: Traffic,
-    tunnels: usize,
-    bounds: Vec<Bound>,
-}
-
-#[derive(Clone, Copy)]
-enum Bound {
-    AtMost(&'static str, f64),
-    AtLeast(&'static str, f64),
-}
-
-use Bound::{AtLeast, AtMost};
-
-/// Name and value of what was measured in a run.
-type Figures = Vec<(&'static str, f64)>;
 
 struct Options {
     seconds: u64,
@@ -62,6 +39,8 @@ struct Options {
     only: String,
     bare: bool,
     json: Option<String>,
+    /// Time and machine, for the raw results.
+    about: String,
 }
 
 fn main() {
@@ -182,27 +161,6 @@ fn bulks() -> Vec<Case> {
     cases
 }
 
-impl Case {
-    fn group(&self) -> &str {
-        self.name.split(':').next().unwrap_or_default()
-    }
-}
-
-impl Bound {
-    fn figure(&self) -> &'static str {
-        match self {
-            AtMost(figure, _) | AtLeast(figure, _) => figure,
-        }
-    }
-
-    fn holds(&self, value: f64) -> bool {
-        match self {
-            AtMost(_, most) => value <= *most,
-            AtLeast(_, least) => value >= *least,
-        }
-    }
-}
-
 // The runs.
 
 /// Of each case those of each seed, as many at a time as there are cores.
@@ -226,105 +184,6 @@ fn run_all(cases: &[Case], options: &Options) -> Vec<Vec<Figures>> {
     });
     let results: Vec<Figures> = results.into_iter().map(|it| it.into_inner().expect("nobody panics with it")).collect();
     results.chunks(options.seeds.max(1) as usize).map(<[Figures]>::to_vec).collect()
-}
-
-/// Ends of a tunnel.
-trait Ends: Measured + Sized {
-    fn add(net: &mut Net<Self>, addresses: [SocketAddr; 2]) -> [HostId; 2];
-}
-
-impl Ends for Busy {
-    fn add(net: &mut Net<Self>, [left, right]: [SocketAddr; 2]) -> [HostId; 2] {
-        let settings = tunnel::Settings::default();
-        let [here, there] = [net.rng().seed(), net.rng().seed()];
-        let visitor = Busy::visitor(net.now(), right, settings.clone(), here);
-        [net.add_host(left, visitor), net.add_host(right, Busy::provider(settings, there))]
-    }
-}
-
-impl Ends for Bare {
-    fn add(net: &mut Net<Self>, [left, right]: [SocketAddr; 2]) -> [HostId; 2] {
-        [(left, right), (right, left)].map(|(here, there)| {
-            let pacer = pacer::Settings { seed: net.rng().next(), ..pacer::Settings::default() };
-            net.add_host(here, Bare::new(there, Traffic::default(), pacer))
-        })
-    }
-}
-
-fn run<N: Ends>(case: &Case, seed: u64, seconds: u64) -> Figures {
-    let mut net: Net<N> = Net::seeded(seed);
-    let cpu_before = cpu_seconds();
-    let links = [net.add_link(case.link.clone()), net.add_link(case.link.clone())];
-    let mut ends = Vec::new();
-    for number in 0..case.tunnels {
-        if number > 0 {
-            net.run_for(HEAD_START_S * SECOND);
-        }
-        let pair = N::add(&mut net, [1, 2].map(|side| SocketAddr::from(([10, 0, number as u8, side], 4000))));
-        for (from, to, link) in [(0, 1, links[0]), (1, 0, links[1])] {
-            net.set_route(pair[from], pair[to], &[link]);
-        }
-        net.node_mut(pair[0]).start(case.traffic);
-        net.node_mut(pair[1]).start(case.traffic.answer());
-        ends.push(pair);
-    }
-    let begun = net.now();
-    let delivered =
-        |net: &Net<N>| ends.iter().map(|pair| net.node(pair[1]).delivered_bytes() as f64).collect::<Vec<_>>();
-    let before = delivered(&net);
-    net.run_for(seconds * SECOND);
-    let cpu = cpu_seconds() - cpu_before;
-    let mut delays = net.node(ends[0][1]).delays().to_vec();
-    let messages = ends.iter().flatten().map(|end| net.node(*end).delays().len()).sum::<usize>();
-    if !case.traffic.bulk {
-        delays.extend_from_slice(net.node(ends[0][0]).delays());
-    }
-    delays.sort_unstable();
-    let (there, back) = (net.link(links[0]).stats, net.link(links[1]).stats);
-    let elapsed = net.now() as f64 / 1e6;
-    let mut figures = Vec::new();
-    if case.traffic.game_every_us.is_some() {
-        let percentile = |part: f64| {
-            let at = (delays.len() as f64 * part) as usize;
-            delays.get(at.min(delays.len().saturating_sub(1))).map_or(f64::NAN, |us| f64::from(*us) / 1e3)
-        };
-        figures.extend([("p50_ms", percentile(0.5)), ("p99_ms", percentile(0.99)), ("p999_ms", percentile(0.999))]);
-    }
-    if case.traffic.bulk {
-        let after = delivered(&net);
-        let gained: Vec<f64> = after.iter().zip(&before).map(|(after, before)| after - before).collect();
-        let (gained_all, all) = (gained.iter().sum::<f64>(), after.iter().sum::<f64>());
-        let ip_bytes = there.bytes + there.packets * IP_UDP_BYTES as u64;
-        figures.extend([
-            ("bulk_mbit", gained_all * 8.0 / (net.now() - begun) as f64),
-            ("wire_per_payload", there.bytes as f64 / all),
-            ("ip_bytes_per_payload", ip_bytes as f64 / all),
-            ("both_ways_per_payload", (there.bytes + back.bytes) as f64 / all),
-            ("acks_per_packet", back.packets as f64 / there.packets as f64),
-            ("queue_ms", there.mean_queue_us() as f64 / 1e3),
-            ("queue_max_ms", there.queued_most_us as f64 / 1e3),
-            ("cpu_s_per_gb", cpu / all * 1e9),
-        ]);
-        if ends.len() > 1 {
-            figures.push(("share_percent", 100.0 * gained[0] / gained_all));
-        }
-    } else {
-        figures.extend([
-            ("wire_per_payload", (there.bytes + back.bytes) as f64 / (messages * MESSAGE) as f64),
-            ("packets_per_s", there.packets.max(back.packets) as f64 / elapsed),
-            (
-                "lost_percent",
-                100.0 * (1.0 - messages as f64 / (2.0 * elapsed * 1e6 / sim::traffic::GAME_EVERY_US as f64)),
-            ),
-        ]);
-    }
-    figures
-}
-
-/// Of this thread, as the scheduler has counted it.
-fn cpu_seconds() -> f64 {
-    let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).map_or(f64::NAN, |ns| ns / 1e9)
 }
 
 // The report.
@@ -384,12 +243,13 @@ fn as_json(cases: &[Case], results: &[Vec<Figures>], options: &Options) -> Value
         .zip(results)
         .map(|(case, results)| json!({ "case": case.name, "bounds": bounds(case), "runs": runs(results) }))
         .collect();
-    json!({ "seconds": options.seconds, "bare": options.bare, "cases": cases })
+    json!({ "about": options.about, "seconds": options.seconds, "bare": options.bare, "cases": cases })
 }
 
 impl Options {
     fn from_args() -> Self {
-        let mut options = Self { seconds: 600, seeds: 5, only: String::new(), bare: false, json: None };
+        let mut options =
+            Self { seconds: 600, seeds: 5, only: String::new(), bare: false, json: None, about: String::new() };
         let mut args = std::env::args().skip(1);
         while let Some(arg) = args.next() {
             let mut value = || args.next().unwrap_or_else(|| refuse(&format!("{arg} needs a value")));
@@ -399,6 +259,7 @@ impl Options {
                 "--seeds" => options.seeds = number(value()).max(1),
                 "--only" => options.only = value(),
                 "--json" => options.json = Some(value()),
+                "--about" => options.about = value(),
                 "--bare" => options.bare = true,
                 "--bench" => {} // What cargo adds.
                 _ => refuse(&format!("unknown: {arg}")),

@@ -10,6 +10,7 @@
 pub mod addresses;
 pub mod bare;
 pub mod busy;
+pub mod figures;
 pub mod link;
 pub mod pair;
 pub mod rng;
