@@ -111,7 +111,7 @@ fn hundreds_of_streams_share_a_session() {
                 scope.spawn(move || echo(client.connect(), 20_000, seed));
             }
         });
-        server.wait_for_streams(0);
+        server.wait_for_the_end_after(200 * 20_000);
 
         let (mut ours, _server) = their_server(case, echo_backend());
         carry(&mut ours, 200, 20_000);
@@ -144,8 +144,7 @@ fn closing_one_half_closes_both_as_smux_has_it() {
         let mut client = client.connect();
         client.write_all(b"the last words").and_then(|()| client.shutdown(Shutdown::Write)).expect("they are sent");
         client.read_to_end(&mut Vec::new()).expect("the other half ends too");
-        server.wait_for_streams(0);
-        assert_eq!(server.echoed(), 14, "{version:?}");
+        server.wait_for_the_end_after(14);
 
         let backend = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let (mut ours, _server) = their_server(case, backend.local_addr().expect("it is bound"));
@@ -394,14 +393,14 @@ impl Ours {
 struct EchoServer {
     stop: Arc<AtomicBool>,
     streams: Arc<AtomicUsize>,
-    echoed: Arc<AtomicUsize>,
+    read: Arc<AtomicUsize>,
     thread: Option<JoinHandle<Ours>>,
 }
 
 impl EchoServer {
     fn start(mut ours: Ours) -> Self {
-        let (stop, streams, echoed) = <(Arc<AtomicBool>, Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
-        let (stopped, streams_now, echoed_so_far) = (stop.clone(), streams.clone(), echoed.clone());
+        let (stop, streams, read) = <(Arc<AtomicBool>, Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
+        let (stopped, streams_now, read_so_far) = (stop.clone(), streams.clone(), read.clone());
         let thread = thread::spawn(move || {
             let mut open = BTreeMap::new();
             while !stopped.load(Ordering::Relaxed) {
@@ -417,21 +416,18 @@ impl EchoServer {
                 }
                 let Some(session) = ours.session.and_then(|id| ours.endpoint.session(id)) else { continue };
                 let bytes: usize = open.iter().map(|(stream, ended)| send_back(session, *stream, *ended)).sum();
-                echoed_so_far.fetch_add(bytes, Ordering::Relaxed);
+                read_so_far.fetch_add(bytes, Ordering::Relaxed);
                 streams_now.store(session.status().streams, Ordering::Relaxed);
             }
             ours
         });
-        Self { stop, streams, echoed, thread: Some(thread) }
+        Self { stop, streams, read, thread: Some(thread) }
     }
 
-    fn wait_for_streams(&self, streams: usize) {
-        let now = || self.streams.load(Ordering::Relaxed);
-        wait_until(|| now() == streams, || format!("there are {} streams", now()));
-    }
-
-    fn echoed(&self) -> usize {
-        self.echoed.load(Ordering::Relaxed)
+    /// Until it has read so many bytes and all streams are gone.
+    fn wait_for_the_end_after(&self, bytes: usize) {
+        let now = || (self.read.load(Ordering::Relaxed), self.streams.load(Ordering::Relaxed));
+        wait_until(|| now() == (bytes, 0), || format!("bytes read and streams open: {:?}", now()));
     }
 
     fn stop(mut self) -> Ours {
