@@ -10,7 +10,7 @@
 //! * [`supervisor`]: owns the listening sockets, the pid file and the workers; forwards no byte.
 //! * [`worker`]: one process, one thread, one runtime, one data ring.
 //! * [`tcp`]: a connection's life: accept, handshake, dial, relay.
-//! * [`proto`]: decides: line, token, target, policy, answers, timers, KCP. No socket, no clock, no file.
+//! * [`proto`]: decides: line, token, target, policy, answers, timers, KCP and kcptun. No socket, no clock, no file.
 //! * [`engine`]: readiness from a ring or its epoll twin, and the pump that moves bytes. No policy.
 //! * [`sys`]: the kernel, thinly. With `engine` the only place for `unsafe`.
 
