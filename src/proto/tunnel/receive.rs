@@ -147,8 +147,8 @@ impl Tunnel {
     }
 
     fn after_acked(&mut self, now: u64, acked: &Heard) {
-        if let Some(rtt) = acked.rtt_us {
-            self.rtt_us = Some(self.rtt_us.map_or(rtt, |before| (7 * before + rtt) / 8));
+        if let Some(rtt_us) = acked.rtt_us {
+            self.on_rtt(now, rtt_us);
         }
         if acked.longest > 0 {
             self.mtu.on_acknowledged(now, acked.longest + SEGMENT_OVERHEAD);
@@ -183,6 +183,7 @@ impl Tunnel {
     fn handle_response(&mut self, now: u64, from: SocketAddr, token: [u8; 8]) {
         if let Some(rtt_us) = self.liveness.on_response(now, token) {
             self.on_rtt(now, rtt_us);
+            self.pacer.on_rtt(now, rtt_us);
         }
         if self.path.on_response(from, token) {
             self.mtu.reset(now);
