@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use gateway::proto::kcp::{Buffers, Conversation, Settings};
 use gateway::proto::tunnel::pacer::{self, Pacer};
 
+use super::traffic::{Game, Listener, MESSAGE, Measured, Traffic};
 use super::{MS, Node};
 
 /// Of a datagram, and what a tunnel needs of it: header, tag and the kind of its frame.
@@ -16,16 +17,6 @@ const ROOM: usize = DATAGRAM - HEAD;
 const GAME: u32 = 1;
 const BULK: u32 = 2;
 
-/// What travels from a node.
-#[derive(Clone, Debug, Default)]
-pub struct Traffic {
-    /// µs between two messages of 64 bytes. `None`: no game.
-    pub game_every_us: Option<u64>,
-    pub bulk: bool,
-    /// Never more than so many repeats; `None`: as many as losses demand.
-    pub repeats: Option<u32>,
-}
-
 pub struct Bare {
     peer: SocketAddr,
     traffic: Traffic,
@@ -33,20 +24,23 @@ pub struct Bare {
     pub bulk: Conversation,
     buffers: Buffers,
     pub pacer: Pacer,
-    next_message: u64,
-    messages: u64,
+    player: Game,
+    listener: Listener,
+    /// When slow bulk is next written.
+    next_bulk: u64,
     /// When bulk may go on.
     wake_at: Option<u64>,
+    /// Traffic changed, and nothing has happened since.
+    is_to_start: bool,
     number: u64,
     incoming: Incoming,
     outgoing: Outgoing,
     scratch: Vec<u8>,
-    /// One-way delays of the peer's messages, in µs.
-    pub delays: Vec<u32>,
-    pub delivered_bytes: u64,
+    delivered_bytes: u64,
 }
 
-pub const MESSAGE: usize = 64;
+/// Written at once of slow bulk.
+const SLOW_BULK: usize = 4_000;
 
 /// What is known of the peer's packets.
 #[derive(Default)]
@@ -72,25 +66,24 @@ impl Bare {
     pub fn new(peer: SocketAddr, traffic: Traffic, pacer: pacer::Settings) -> Self {
         let kcp = Settings { segment_bytes: ROOM - 24, rto_first_us: 100 * MS, ..Settings::default() };
         let bulk = Settings { send_bytes: 4 << 20, ..kcp.clone() };
-        let mut bare = Self {
+        Self {
             peer,
             traffic,
             game: Conversation::new(GAME, kcp),
             bulk: Conversation::new(BULK, bulk),
             buffers: Buffers::new(DATAGRAM, 16_384),
             pacer: Pacer::new(pacer),
-            next_message: 0,
-            messages: 0,
+            player: Game::default(),
+            listener: Listener::default(),
+            next_bulk: 0,
             wake_at: None,
+            is_to_start: true,
             number: 0,
             incoming: Incoming::default(),
             outgoing: Outgoing { burst: 1.0, loss: 0.01, ..Outgoing::default() },
             scratch: vec![0; 1 << 16],
-            delays: Vec::new(),
             delivered_bytes: 0,
-        };
-        bare.use_streams(0);
-        bare
+        }
     }
 
     pub fn in_flight(&self) -> usize {
@@ -115,14 +108,16 @@ impl Bare {
     }
 
     fn use_streams(&mut self, now: u64) {
-        while let Some(every) = self.traffic.game_every_us
-            && self.next_message <= now
-        {
-            let mut message = [0; MESSAGE];
-            message[..8].copy_from_slice(&now.to_le_bytes());
+        while let Some(message) = self.player.message(now) {
             assert_eq!(self.game.write(&message, &mut self.buffers), MESSAGE, "a game never fills its stream");
-            self.messages += 1;
-            self.next_message = now + every;
+        }
+        if let Some(rate) = self.traffic.bulk_bytes_per_second {
+            while self.next_bulk <= now {
+                self.bulk.write(&self.scratch[..SLOW_BULK], &mut self.buffers);
+                self.next_bulk = self.next_bulk.max(now.saturating_sub(SLOW_BULK as u64 * 1_000_000 / rate));
+                self.next_bulk += SLOW_BULK as u64 * 1_000_000 / rate;
+            }
+            return;
         }
         while self.traffic.bulk && self.bulk.room() > 64 << 10 {
             if self.bulk.write(&self.scratch, &mut self.buffers) == 0 {
@@ -132,11 +127,11 @@ impl Bare {
     }
 
     fn read_streams(&mut self, now: u64) {
-        while self.game.readable() >= MESSAGE {
-            let mut message = [0; MESSAGE];
-            self.game.read(&mut message, &mut self.buffers);
-            let sent = u64::from_le_bytes(message[..8].try_into().expect("8 bytes"));
-            self.delays.push((now - sent) as u32);
+        while self.game.readable() > 0 {
+            let piece = self.game.peek(&self.buffers);
+            let bytes = piece.len();
+            self.listener.take(now, piece);
+            self.game.consume(bytes, &mut self.buffers);
         }
         while self.bulk.readable() > 0 {
             let bytes = self.bulk.peek(&self.buffers).len();
@@ -147,6 +142,9 @@ impl Bare {
 
     /// Acknowledgements and the game's segments, as many as a datagram holds.
     fn write_small(&mut self, now: u64, out: &mut Vec<u8>) -> bool {
+        if !self.has_small() {
+            return false;
+        }
         let begin = self.begin(now, out);
         let body = out.len();
         let left = |out: &Vec<u8>| begin + DATAGRAM - out.len();
@@ -170,6 +168,11 @@ impl Bare {
         }
         self.finish(now, begin, out);
         true
+    }
+
+    fn has_small(&self) -> bool {
+        let acks = self.game.has_acks() || self.bulk.has_acks();
+        acks || self.game.has_lost() || self.game.has_new() || self.game.has_probe() || self.bulk.has_probe()
     }
 
     fn write_bulk(&mut self, now: u64, out: &mut Vec<u8>) -> bool {
@@ -282,18 +285,38 @@ impl Node for Bare {
     }
 
     fn poll_transmit(&mut self, now: u64, out: &mut Vec<u8>) -> Option<(SocketAddr, usize)> {
+        if std::mem::take(&mut self.is_to_start) {
+            self.player.start(now, self.traffic.game_every_us);
+            self.use_streams(now);
+        }
         let is_something = self.write_small(now, out) || self.write_bulk(now, out);
         is_something.then_some((self.peer, DATAGRAM))
     }
 
     fn next_timeout(&self) -> Option<u64> {
-        let message = self.traffic.game_every_us.map(|_| self.next_message);
-        [self.game.next_timeout(), self.bulk.next_timeout(), message, self.wake_at].into_iter().flatten().min()
+        let message = self.player.next_timeout();
+        let slow = self.traffic.bulk_bytes_per_second.map(|_| self.next_bulk);
+        [self.game.next_timeout(), self.bulk.next_timeout(), message, slow, self.wake_at].into_iter().flatten().min()
     }
 
     fn handle_timeout(&mut self, now: u64) {
         self.game.handle_timeout(now);
         self.bulk.handle_timeout(now);
         self.use_streams(now);
+    }
+}
+
+impl Measured for Bare {
+    fn start(&mut self, traffic: Traffic) {
+        self.traffic = traffic;
+        self.is_to_start = true;
+    }
+
+    fn delays(&self) -> &[u32] {
+        &self.listener.delays
+    }
+
+    fn delivered_bytes(&self) -> u64 {
+        self.delivered_bytes
     }
 }

@@ -7,13 +7,16 @@ use super::rng::Rng;
 /// Of IP and UDP around each datagram, in bytes: they take their part of the rate, and are counted nowhere else.
 pub const IP_UDP_BYTES: usize = 28;
 
+/// How long jitter takes from one value to another, in µs: the order of Wi-Fi's and of queues with cross traffic.
+const JITTER_EVERY_US: u64 = 20_000;
+
 /// What a link does to packets. The default does nothing at all, and takes no time for it.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     pub delay_us: u64,
-    /// Added to the delay, anything from 0 up to this.
+    /// Added to the delay, anything from 0 up to this. It changes within `JITTER_EVERY_US`, and packets stay in order.
     pub jitter_us: u64,
-    /// Whether jitter lets packets overtake each other. Queues on a path never do.
+    /// Jitter is each packet's own, so that they overtake each other.
     pub jitter_reorders: bool,
     pub loss: Loss,
     /// Probability that a packet arrives a second time, at a delay of its own.
@@ -77,6 +80,8 @@ pub struct Link {
     busy_until_ns: u64,
     /// Of what arrives in order: the last arrival.
     last_arrival: u64,
+    /// Since when jitter changes, and from what to what.
+    jitter: (u64, [u64; 2]),
     in_burst: bool,
 }
 
@@ -119,7 +124,15 @@ impl Stats {
 
 impl Link {
     pub fn new(settings: Settings, rng: Rng) -> Self {
-        Self { settings, stats: Stats::default(), rng, busy_until_ns: 0, last_arrival: 0, in_burst: false }
+        Self {
+            settings,
+            stats: Stats::default(),
+            rng,
+            busy_until_ns: 0,
+            last_arrival: 0,
+            jitter: (0, [0; 2]),
+            in_burst: false,
+        }
     }
 
     /// Takes a packet at `now`, and tells when it comes out, and when its double does. A packet that is lost never does.
@@ -178,7 +191,12 @@ impl Link {
 
     fn arrival(&mut self, sent: u64) -> u64 {
         let Settings { delay_us, jitter_us, jitter_reorders, reorder, reorder_us, .. } = self.settings;
-        let arrival = sent + delay_us + if jitter_us > 0 { self.rng.below(jitter_us + 1) } else { 0 };
+        let jitter = match jitter_us {
+            0 => 0,
+            _ if jitter_reorders => self.rng.below(jitter_us + 1),
+            _ => self.jitter(sent),
+        };
+        let arrival = sent + delay_us + jitter;
         if self.rng.chance(reorder) {
             return arrival + reorder_us;
         }
@@ -187,5 +205,18 @@ impl Link {
         }
         self.last_arrival = self.last_arrival.max(arrival);
         self.last_arrival
+    }
+
+    fn jitter(&mut self, at: u64) -> u64 {
+        let mut draw = || self.rng.below(self.settings.jitter_us + 1);
+        let (since, [_, to]) = self.jitter;
+        if at >= since + 2 * JITTER_EVERY_US {
+            self.jitter = (at, [draw(), draw()]);
+        } else if at >= since + JITTER_EVERY_US {
+            self.jitter = (since + JITTER_EVERY_US, [to, draw()]);
+        }
+        let (since, [from, to]) = self.jitter;
+        let passed = at.saturating_sub(since);
+        (from * (JITTER_EVERY_US - passed) + to * passed) / JITTER_EVERY_US
     }
 }

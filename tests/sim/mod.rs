@@ -9,10 +9,13 @@
 
 pub mod addresses;
 pub mod bare;
+pub mod busy;
+pub mod figures;
 pub mod link;
 pub mod pair;
 pub mod rng;
 pub mod side;
+pub mod traffic;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};

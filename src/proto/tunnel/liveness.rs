@@ -56,6 +56,13 @@ impl Liveness {
         self.ask_at = self.ask_at.min(now);
     }
 
+    /// It is to be asked now, unless it was lately: the answer tells the round trip.
+    pub fn ask_once(&mut self, now: u64) {
+        if self.asked.is_none_or(|(_, at)| now > at + AGAIN_US) {
+            self.ask_at = now;
+        }
+    }
+
     /// `token` is being sent.
     pub fn ask(&mut self, now: u64, token: Token) {
         self.asked = Some((token, now));
@@ -120,5 +127,20 @@ mod tests {
         assert_eq!(liveness.on_response(9, [2; 8]), None);
         assert_eq!(liveness.on_response(55, [1; 8]), Some(50));
         assert_eq!(liveness.on_response(56, [1; 8]), None);
+    }
+
+    #[test]
+    fn whose_round_trip_is_not_known_is_asked_once_and_again_when_the_answer_got_lost() {
+        let mut liveness = Liveness::new(0, 15 * SECOND, false);
+        let mut asked = Vec::new();
+        for now in (0..4 * SECOND).step_by(1_000) {
+            liveness.on_heard(now);
+            liveness.ask_once(now);
+            if liveness.is_ask_due(now) {
+                liveness.ask(now, [0; 8]);
+                asked.push(now);
+            }
+        }
+        assert_eq!(asked, [0, AGAIN_US + 1_000]);
     }
 }

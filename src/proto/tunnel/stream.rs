@@ -115,6 +115,7 @@ impl Stream {
     pub fn adapt_window(&mut self, now: u64, buffers: &Buffers) {
         let segments = self.window.segments(now, self.conversation.readable(), buffers);
         self.conversation.set_receive_window(segments);
+        self.conversation.set_ack_delay(self.window.ack_delay_us());
     }
 
     /// Whether the end of the peer's half has just been reached.

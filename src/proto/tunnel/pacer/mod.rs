@@ -200,3 +200,56 @@ impl Pacer {
         (self.rate * BATCH_US / 1_000_000).max(self.settings.datagram_bytes as u64) as i64
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_is_acknowledged_makes_it_panic_or_stop() {
+        let mut random = 1u64;
+        let mut any = |bits: u32| {
+            random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            let bits = (random >> 58) as u32 % (bits + 1);
+            (random << 6 >> 1).checked_shr(63 - bits).unwrap_or(0)
+        };
+        for _ in 0..200 {
+            let mut pacer = Pacer::new(Settings { seed: any(60), ..Settings::default() });
+            let mut now = any(60);
+            for _ in 0..1_000 {
+                now += any(30);
+                let stamp = pacer.stamp(now, any(30) as usize);
+                let length = any(11) as usize;
+                // Time-stamps come back in segments, so a peer may make up any round trip.
+                let rtt_us = [None, Some(1 + any(50)), Some(1)][any(6) as usize % 3];
+                now += any(20);
+                let acked = Acked { length, rtt_us, transmissions: 1 + any(2) as u32, stamp };
+                pacer.on_acked(now, &acked, any(30) as usize);
+                pacer.on_loss_report(any(48), any(48));
+                pacer.charge_small(any(11) as usize);
+                let budget = pacer.bulk_budget(now, 0);
+                assert!(budget.bytes > 0 || budget.next_at > Some(now), "{budget:?} of {pacer:?}");
+                pacer.charge_bulk(budget.bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn what_leaves_before_anything_is_known_is_ten_datagrams_in_some_batches() {
+        let mut pacer = Pacer::new(Settings::default());
+        let (mut now, mut in_flight) = (1_000, 0);
+        loop {
+            let budget = pacer.bulk_budget(now, in_flight);
+            let bytes = budget.bytes.next_multiple_of(1_350);
+            in_flight += bytes;
+            pacer.charge_bulk(bytes);
+            match budget.next_at {
+                Some(at) => now = at,
+                None if budget.bytes == 0 => break,
+                None => {}
+            }
+        }
+        assert_eq!(in_flight, 10 * 1_350);
+        assert!((5_000..60_000).contains(&now), "after {now} us");
+    }
+}
