@@ -50,12 +50,12 @@ impl Tunnel {
             self.begin_session();
         }
         self.liveness.on_heard(now);
-        if self.rtt_us.is_none() {
-            self.liveness.ask_once(now); // Who only receives learns no round trip by the way.
-        }
         let is_highest = opened.is_highest && origin != Origin::Previous;
         self.path.on_packet(now, from, bytes, is_highest, || self.random.draw());
         let is_worth_telling = self.handle_frames(now, from, opened.plaintext);
+        if is_worth_telling && self.wants_rtt(now) {
+            self.liveness.ask_once(now);
+        }
         if origin != Origin::Previous {
             self.arrivals.note(now, opened.number, is_worth_telling);
         }
