@@ -2,7 +2,7 @@
 //!
 //! 1. Every segment that is written as new or lost, of a thin stream or bulk, carries a [`Stamp`] from [`Pacer::stamp`], which
 //!    comes back with its acknowledgement, for [`Pacer::on_acked`]. From these the path's rate and its shortest round trip are
-//!    learned ([`model`]).
+//!    learned (`model.rs`).
 //! 2. Before bulk is written [`Pacer::bulk_budget`] tells how much may leave, in batches, and when to ask again; afterwards
 //!    [`Pacer::charge_bulk`] is told what did. Who has bulk to send has to ask until he is refused, and to come back when told: from
 //!    that, and from nothing else, is known whether the path or the writer sets the pace.
