@@ -8,7 +8,7 @@ use crate::udp::Role;
 use crate::worker;
 
 pub(super) fn run(mut form: VisitForm) -> Result<(), Failure> {
-    form.tunnel.secrets.take_from_process()?;
+    form.tunnel.take_from_process()?;
     daemon(|| form.resolve(), announce)
 }
 

@@ -1,6 +1,7 @@
 //! What a daemon needs, checked. Flags, environment and `gateway.toml` fill the same form, in this order of precedence;
 //! [`Config::resolve`] and its like make typed values of it, or an error that names what is wrong.
 
+mod kcptun;
 mod run;
 mod secrets;
 mod tunnel;
@@ -12,6 +13,7 @@ use std::path::Path;
 use clap::Args;
 use serde::de::DeserializeOwned;
 
+pub use kcptun::KcptunForm;
 pub use run::{Config, Form};
 pub use secrets::SecretForm;
 pub use tunnel::{ProvideForm, ProvideTable, TunnelForm, VisitForm, VisitTable};
@@ -92,7 +94,14 @@ pub fn example(name: &str) -> String {
         "addr" => "0.0.0.0:9000",
         "tcp" | "udp" => "127.0.0.1:7777",
         "listen-udp" => "0.0.0.0:29900",
-        "peer" => "game.example.com:29900",
+        "kcptun" => "0.0.0.0:29900",
+        "peer" | "kcptun-peer" => "game.example.com:29900",
+        "crypt" => "aes",
+        "smuxver" => "2",
+        "sndwnd" | "rcvwnd" => "1024",
+        "datashard" => "10",
+        "parityshard" => "3",
+        "mtu" => "1350",
         "rate" => "20M",
         "mode" => "game",
         "allow" | "deny" => "10.0.0.0/8:1024-65535",

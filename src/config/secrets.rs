@@ -124,7 +124,7 @@ fn read_secret(path: &Path, warnings: &mut Vec<String>) -> Result<Secret, Error>
     check_secret(&format!("the first line of {shown}"), secret)
 }
 
-fn check_secret(of: &str, mut bytes: Vec<u8>) -> Result<Secret, Error> {
+pub(super) fn check_secret(of: &str, mut bytes: Vec<u8>) -> Result<Secret, Error> {
     let most = limits::SECRET_BYTES_MAX;
     if bytes.len() > most || bytes.contains(&0) {
         bytes.zeroize();

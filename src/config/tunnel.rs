@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::kcptun::KcptunForm;
 use super::values::{Rate, one_or_many};
 use super::{Config, DaemonForm, Error, Fill, LogForm, SecretForm, Span, many, read, within};
 use crate::proto::target::Target;
 use crate::proto::tunnel::ServiceName;
 use crate::supervisor::{self, Door};
-use crate::udp::{self, Mode, Provided, Role, Visited};
+use crate::udp::{self, Mode, Protocol, Provided, Role, Visited};
 use crate::{limits, worker};
 
 /// Where a provider listens unless it is told: the port that kcptun servers have.
@@ -44,6 +45,10 @@ pub struct ProvideForm {
     #[arg(long, value_name = "IP:PORT", env = "GATEWAY_LISTEN_UDP", value_delimiter = ',', help_heading = "Tunnel")]
     #[serde(deserialize_with = "one_or_many")]
     pub listen_udp: Vec<SocketAddr>,
+
+    /// Listen there for clients of kcptun, and for nothing else
+    #[arg(long, value_name = "IP:PORT", env = "GATEWAY_KCPTUN", help_heading = "kcptun")]
+    pub kcptun: Option<SocketAddr>,
 
     #[command(flatten)]
     #[serde(flatten)]
@@ -87,6 +92,10 @@ pub struct VisitForm {
     #[arg(long, value_name = "HOST:PORT", env = "GATEWAY_PEER", help_heading = "Tunnel")]
     pub peer: Option<Target>,
 
+    /// Reach a server of kcptun instead
+    #[arg(long, value_name = "HOST:PORT", env = "GATEWAY_KCPTUN_PEER", help_heading = "kcptun")]
+    pub kcptun_peer: Option<Target>,
+
     #[command(flatten)]
     #[serde(flatten)]
     pub tunnel: TunnelForm,
@@ -122,6 +131,10 @@ pub struct TunnelForm {
 
     #[command(flatten)]
     #[serde(flatten)]
+    pub kcptun: KcptunForm,
+
+    #[command(flatten)]
+    #[serde(flatten)]
     pub daemon: DaemonForm,
 
     #[command(flatten)]
@@ -143,7 +156,7 @@ impl ProvideForm {
     /// As [`Config::resolve`]; no service, or one without a port.
     pub fn resolve(&self) -> Result<Config, Error> {
         let file: Self = read(self.tunnel.config.as_deref())?;
-        let secrets = file.tunnel.secrets.clone();
+        let typed = file.tunnel.clone();
         let form = self.clone().over(file);
         let flags = ProvideTable { name: form.name, tcp: form.tcp, udp: form.udp, proxy_protocol: form.proxy_protocol };
         let tables = with_flags(
@@ -156,8 +169,15 @@ impl ProvideForm {
             services.iter().map(|of| (of.name, of.tcp.len(), of.udp.len())),
             "gateway provide NAME --tcp 127.0.0.1:7777",
         )?;
-        let doors = many(form.listen_udp, vec![LISTEN_UDP]).into_iter().map(Door::Udp).collect();
-        form.tunnel.resolve(&secrets, doors, Role::Provide(services))
+        if form.kcptun.is_some() && !form.listen_udp.is_empty() {
+            return Err(Error::new(
+                "`kcptun` and `listen-udp` are both given",
+                "a daemon speaks one of the two: start another",
+            ));
+        }
+        let own = many(form.listen_udp, vec![LISTEN_UDP]);
+        let doors = form.kcptun.map_or(own, |kcptun| vec![kcptun]).into_iter().map(Door::Udp).collect();
+        form.tunnel.resolve(&typed, doors, Role::Provide(services), form.kcptun.is_some())
     }
 }
 
@@ -173,19 +193,21 @@ impl VisitForm {
     /// As [`Config::resolve`]; no service, one without a port, or one without a peer.
     pub fn resolve(&self) -> Result<Config, Error> {
         let file: Self = read(self.tunnel.config.as_deref())?;
-        let secrets = file.tunnel.secrets.clone();
+        let typed = file.tunnel.clone();
         let form = self.clone().over(file);
         let flags = VisitTable { name: form.name, tcp: form.tcp, udp: form.udp, peer: form.peer.clone() };
         let tables =
             with_flags(flags, |flags| flags.name.is_none() && flags.tcp.is_empty() && flags.udp.is_empty(), form.visit);
-        let services = tables.iter().map(|table| table.resolve(form.peer.as_ref())).collect::<Result<Vec<_>, _>>()?;
+        let peer = form.kcptun_peer.as_ref().or(form.peer.as_ref());
+        let services = tables.iter().map(|table| table.resolve(peer)).collect::<Result<Vec<_>, _>>()?;
         check(
             services.iter().map(|of| (of.name, of.tcp, of.udp)),
             "gateway visit NAME --tcp 127.0.0.1:9998 --peer HOST:29900",
         )?;
         let doors =
             |table: VisitTable| table.tcp.into_iter().map(Door::Tcp).chain(table.udp.into_iter().map(Door::Udp));
-        form.tunnel.resolve(&secrets, tables.into_iter().flat_map(doors).collect(), Role::Visit(services))
+        let doors = tables.into_iter().flat_map(doors).collect();
+        form.tunnel.resolve(&typed, doors, Role::Visit(services), form.kcptun_peer.is_some())
     }
 }
 
@@ -200,9 +222,25 @@ impl VisitTable {
 }
 
 impl TunnelForm {
-    fn resolve(self, file: &SecretForm, doors: Vec<Door>, role: Role) -> Result<Config, Error> {
+    /// Takes what is secret out of this process' arguments and environment, as [`SecretForm::take_from_process`].
+    ///
+    /// # Errors
+    /// When this process cannot be examined.
+    pub fn take_from_process(&mut self) -> std::io::Result<()> {
+        self.secrets.take_from_process()?;
+        self.kcptun.take_from_process()
+    }
+
+    /// `file` is what stands there alone: secrets have an order of their own.
+    fn resolve(self, file: &Self, doors: Vec<Door>, role: Role, kcptun: bool) -> Result<Config, Error> {
         let mut warnings = Vec::new();
-        let keys = self.secrets.keyring(file, &mut warnings)?;
+        let (protocol, keys) = if kcptun {
+            let secrets = (&self.secrets, &file.secrets);
+            let keys = self.kcptun.keyring(&file.kcptun, secrets, &mut warnings)?;
+            (self.kcptun.resolve(&role, self.mode, &mut warnings)?, keys)
+        } else {
+            (Protocol::Tunnel, self.secrets.keyring(&file.secrets, &mut warnings)?)
+        };
         within("addresses", doors.len(), 1, limits::ADDRESSES_MAX)?;
         let span = |given: Option<Span>, default: Duration| given.map_or(default, |span| span.0);
         let daemon = supervisor::Settings {
@@ -216,6 +254,7 @@ impl TunnelForm {
             keys,
             worker: worker::Settings::Tunnel(udp::Settings {
                 role,
+                protocol,
                 mode: self.mode.unwrap_or_default(),
                 rate_max: self.rate.map(Rate::bytes),
                 dial_timeout: limits::DIAL_TIMEOUT,
@@ -268,6 +307,7 @@ impl Fill for ProvideForm {
             udp: many(self.udp, other.udp),
             proxy_protocol: self.proxy_protocol.or(other.proxy_protocol),
             listen_udp: many(self.listen_udp, other.listen_udp),
+            kcptun: self.kcptun.or(other.kcptun),
             tunnel: self.tunnel.over(other.tunnel),
         }
     }
@@ -283,6 +323,7 @@ impl Fill for VisitForm {
             tcp: many(self.tcp, other.tcp),
             udp: many(self.udp, other.udp),
             peer: self.peer.or(other.peer),
+            kcptun_peer: self.kcptun_peer.or(other.kcptun_peer),
             tunnel: self.tunnel.over(other.tunnel),
         }
     }
@@ -293,6 +334,7 @@ impl TunnelForm {
         Self {
             mode: self.mode.or(other.mode),
             rate: self.rate.or(other.rate),
+            kcptun: self.kcptun.over(other.kcptun),
             daemon: self.daemon.over(other.daemon),
             secrets: self.secrets.over(other.secrets),
             log: self.log.over(other.log),
@@ -314,6 +356,15 @@ mod tests {
             udp = ["127.0.0.1:7777", "127.0.0.1:7778"]
             mode = "fast2"
             rate = "20M"
+            key = "x"
+            crypt = "aes"
+            datashard = 10
+            parityshard = 3
+            nocomp = true
+            smuxver = 2
+            sndwnd = 1024
+            rcvwnd = 1024
+            mtu = 1350
             engine = "epoll"
             pid-file = "x.pid"
             drain = "30s"
@@ -325,9 +376,12 @@ mod tests {
             log-level = "debug"
             log-format = "json"
         "#;
-        let provide =
-            format!("{common}\nlisten-udp = \"[::]:29900\"\nproxy-protocol = true\n[[provide]]\nname = \"other\"");
-        let visit = format!("{common}\npeer = \"game.example.com:29900\"\n[[visit]]\nname = \"other\"");
+        let provide = format!(
+            "{common}\nlisten-udp = \"[::]:29900\"\nkcptun = \"0.0.0.0:1\"\nproxy-protocol = true\n[[provide]]\nname = \"other\""
+        );
+        let visit = format!(
+            "{common}\npeer = \"game.example.com:29900\"\nkcptun-peer = \"game.example.com:1\"\n[[visit]]\nname = \"other\""
+        );
         let names =
             |text: &str| text.parse::<toml::Table>().expect("it is TOML").keys().cloned().collect::<BTreeSet<_>>();
         assert_eq!(names(&provide), keys::<ProvideForm>().into_iter().collect());

@@ -82,7 +82,7 @@ impl Settings {
     fn standing(&self) -> [(&'static str, String); 7] {
         let (listening, services) = match &self.worker {
             worker::Settings::Gateway(_) => ("addr", String::new()),
-            worker::Settings::Tunnel(udp) => ("listening addresses", udp.role.outline()),
+            worker::Settings::Tunnel(udp) => ("listening addresses", udp.outline()),
         };
         [
             (listening, format!("{:?}", self.doors)),

@@ -1,4 +1,4 @@
-//! The sockets under the tunnels: batches in, batches out. What is in them, only the endpoint knows.
+//! The sockets under the tunnels: batches in, batches out. What is in them, others know.
 //!
 //! A provider's answers leave by the socket, and from the address, that the peer has sent to. A visitor has one socket for each
 //! family, opened when it is needed, and leaves the choice of the address to the kernel: this host may move.
@@ -9,9 +9,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use super::peers::{PeerId, Peers};
 use crate::engine::{Engine, Token};
 use crate::limits;
-use crate::proto::tunnel::{Endpoint, Transmit, TunnelId};
+use crate::proto::tunnel::Transmit;
 use crate::sys::udp::{self, Batch, Outlet};
 use crate::sys::{clock, socket};
 
@@ -120,8 +121,8 @@ impl Carrier {
         }
     }
 
-    /// Hands what has arrived to the endpoint, and names the tunnels it was for. True when there may be more.
-    pub(super) fn receive(&mut self, now: u64, endpoint: &mut Endpoint, mut heard: impl FnMut(TunnelId)) -> bool {
+    /// Hands out what has arrived, and names the peers it was for. True when there may be more.
+    pub(super) fn receive(&mut self, now: u64, peers: &mut Peers, mut heard: impl FnMut(PeerId)) -> bool {
         for (number, wire) in self.wires.iter_mut().enumerate() {
             for _ in 0..BATCHES_PER_TURN {
                 if !wire.readable {
@@ -137,7 +138,7 @@ impl Carrier {
                 };
                 let mut whose = None;
                 for datagram in received.datagrams(&mut self.arrived) {
-                    let of = endpoint.handle_datagram(now, received.from, datagram);
+                    let of = peers.handle_datagram(now, received.from, datagram);
                     if of.is_some() && of != whose {
                         whose = of;
                         of.map(&mut heard);
@@ -156,8 +157,8 @@ impl Carrier {
         self.paused_until
     }
 
-    /// Sends what the endpoint has to send now. True when there may be more.
-    pub(super) fn transmit(&mut self, now: (Instant, u64), endpoint: &mut Endpoint) -> bool {
+    /// Sends what is to be sent now. True when there may be more.
+    pub(super) fn transmit(&mut self, now: (Instant, u64), peers: &mut Peers) -> bool {
         if self.paused_until.is_some_and(|until| now.0 < until) {
             return false;
         }
@@ -167,7 +168,7 @@ impl Carrier {
                 Some(held) => held,
                 None => {
                     self.leaving.clear();
-                    let Some(transmit) = endpoint.poll_transmit(now.1, &mut self.leaving) else { return false };
+                    let Some(transmit) = peers.poll_transmit(now.1, &mut self.leaving) else { return false };
                     (transmit, 0)
                 }
             };

@@ -11,6 +11,7 @@
 //! Deliberately absent: how two ends find each other when neither can be reached. The visitor needs an address of the provider.
 
 mod carrier;
+mod peers;
 mod provider;
 mod reach;
 mod sessions;
@@ -28,12 +29,13 @@ use crate::engine::{Engine, Event, Token};
 use crate::names::{self, Found, Names};
 use crate::proto::timers::Timers;
 use crate::proto::token::Keyring;
-use crate::proto::tunnel::{self, Endpoint, TunnelId};
+use crate::proto::tunnel;
 use crate::sys::{clock, udp};
 use crate::tcp::accept;
 use carrier::Carrier;
+use peers::{PeerId, Peers};
 use provider::Provider;
-pub use settings::{Mode, Provided, Role, Settings, Visited};
+pub use settings::{Kcptun, Mode, Protocol, Provided, Role, Settings, Visited};
 use stream::{Ending, Joint};
 use streams::Streams;
 use visitor::Visitor;
@@ -47,7 +49,7 @@ pub struct Udp {
     /// Something may have been left over by the last turn.
     crowded: bool,
     events: Vec<Event>,
-    heard: Vec<TunnelId>,
+    heard: Vec<PeerId>,
     context: Context,
 }
 
@@ -61,7 +63,7 @@ enum End {
 #[derive(Debug)]
 struct Context {
     engine: Engine,
-    endpoint: Endpoint,
+    peers: Peers,
     timers: Timers,
     /// The first is the visitor's; a provider serves under all of them.
     keys: Vec<Arc<tunnel::Key>>,
@@ -123,7 +125,7 @@ impl Udp {
         getrandom::fill(&mut seed)?;
         let mut context = Context {
             engine,
-            endpoint: Endpoint::new(settings.of_endpoint(), seed),
+            peers: settings.peers(&keys, seed),
             timers: Timers::new(now),
             keys: tunnel_keys(&keys),
             settings,
@@ -182,10 +184,11 @@ impl Udp {
 
     /// Puts new secrets and settings in force, for tunnels that have not begun. Services and their ports stay what they were.
     pub fn reload(&mut self, keys: Keyring, settings: Settings) {
-        let is_same = settings.role.outline() == self.context.settings.role.outline();
+        let is_same = settings.outline() == self.context.settings.outline();
         let role = if is_same { settings.role.clone() } else { self.context.settings.role.clone() };
         self.context.keys = tunnel_keys(&keys);
-        self.context.settings = Settings { role: role.clone(), ..settings };
+        let protocol = self.context.settings.protocol.clone();
+        self.context.settings = Settings { role: role.clone(), protocol, ..settings };
         match (&mut self.end, role) {
             (End::Provider(provider), Role::Provide(services)) => provider.reload(services, &mut self.context),
             (End::Visitor(visitor), Role::Visit(services)) => visitor.reload(services),
@@ -220,7 +223,7 @@ impl Udp {
         }
         self.events = events;
         let more = self.receive();
-        self.hear_tunnels();
+        self.hear_peers();
         self.streams.expire(&mut self.context);
         self.streams.serve(&mut self.context);
         let busy = match &mut self.end {
@@ -245,8 +248,7 @@ impl Udp {
             End::Provider(provider) => provider.deadline(),
             End::Visitor(visitor) => visitor.deadline(),
         };
-        let of_endpoint =
-            self.context.endpoint.next_timeout().map(|at| self.context.origin + Duration::from_micros(at));
+        let of_endpoint = self.context.peers.next_timeout().map(|at| self.context.origin + Duration::from_micros(at));
         // What has to be sent has to wait for a socket that is full.
         let of_endpoint = of_endpoint.map(|at| self.carrier.paused_until().map_or(at, |until| at.max(until)));
         let earliest = [of_end, of_endpoint, self.context.timers.next_deadline(), self.carrier.paused_until()];
@@ -287,7 +289,7 @@ impl Udp {
     fn receive(&mut self) -> bool {
         let now = self.context.now_us();
         let heard = &mut self.heard;
-        let more = self.carrier.receive(now, &mut self.context.endpoint, |tunnel| {
+        let more = self.carrier.receive(now, &mut self.context.peers, |tunnel| {
             if heard.last() != Some(&tunnel) {
                 heard.push(tunnel);
             }
@@ -297,53 +299,51 @@ impl Udp {
                 visitor.note_heard(tunnel, &self.context);
             }
         }
-        if self.context.endpoint.next_timeout().is_some_and(|at| at <= now) {
-            self.context.endpoint.handle_timeout(now);
+        if self.context.peers.next_timeout().is_some_and(|at| at <= now) {
+            self.context.peers.handle_timeout(now);
         }
         more
     }
 
-    /// What the tunnels say.
-    fn hear_tunnels(&mut self) {
-        while let Some((tunnel, event)) = self.context.endpoint.poll_event() {
-            self.hear_tunnel(tunnel, event);
+    /// What the peers say.
+    fn hear_peers(&mut self) {
+        while let Some((peer, event)) = self.context.peers.poll_event() {
+            self.hear_peer(peer, event);
         }
     }
 
-    fn hear_tunnel(&mut self, tunnel: TunnelId, event: tunnel::Event) {
+    fn hear_peer(&mut self, peer: PeerId, event: peers::Event) {
         let Self { end, streams, context, .. } = self;
-        let joint = |stream| Joint { tunnel, stream };
+        let joint = |stream| Joint { peer, stream };
         match (event, end) {
-            (tunnel::Event::Established, End::Provider(provider)) => provider.note_established(tunnel, context),
-            (tunnel::Event::Established, End::Visitor(visitor)) => visitor.note_established(tunnel, streams, context),
-            (tunnel::Event::Lost(reason), End::Provider(provider)) => {
-                provider.note_lost(tunnel, reason, streams, context);
-            }
-            (tunnel::Event::Lost(reason), End::Visitor(visitor)) => {
-                visitor.note_lost(tunnel, reason, streams, context);
-            }
-            (tunnel::Event::Opened { stream, port, player }, End::Provider(provider)) => {
+            (peers::Event::Established, End::Provider(provider)) => provider.note_established(peer, context),
+            (peers::Event::Established, End::Visitor(visitor)) => visitor.note_established(peer, streams, context),
+            (peers::Event::Answered, End::Provider(provider)) => provider.note_established(peer, context),
+            (peers::Event::Answered, End::Visitor(_)) => tracing::info!("peer reached"),
+            (peers::Event::Lost(reason), End::Provider(provider)) => provider.note_lost(peer, reason, streams, context),
+            (peers::Event::Lost(reason), End::Visitor(visitor)) => visitor.note_lost(peer, reason, streams, context),
+            (peers::Event::Opened { stream, port, player }, End::Provider(provider)) => {
                 provider.note_opened(joint(stream), port, player, streams, context);
             }
-            (tunnel::Event::Opened { .. }, End::Visitor(_)) | (tunnel::Event::Forgotten(_), _) => {}
-            (tunnel::Event::Readable(stream) | tunnel::Event::Writable(stream), _) => {
+            (peers::Event::Opened { .. }, End::Visitor(_)) => {}
+            (peers::Event::Readable(stream) | peers::Event::Writable(stream), _) => {
                 streams.hear(joint(stream), |_| {}, context);
             }
-            (tunnel::Event::Ended(stream), _) => {
-                streams.hear(joint(stream), stream::Stream::note_peer_ended, context);
+            (peers::Event::Ended { stream, deaf }, _) => {
+                streams.hear(joint(stream), |stream| stream.note_peer_ended(deaf), context);
             }
-            (tunnel::Event::Reset(stream, reason), _) => {
+            (peers::Event::Reset(stream, reason), _) => {
                 streams.cut(joint(stream), Ending::PeerReset(reason), context);
             }
-            (tunnel::Event::Datagrams, End::Provider(provider)) => provider.deliver(tunnel, streams, context),
-            (tunnel::Event::Datagrams, End::Visitor(visitor)) => visitor.deliver(tunnel, context),
+            (peers::Event::Datagrams, End::Provider(provider)) => provider.deliver(peer, streams, context),
+            (peers::Event::Datagrams, End::Visitor(visitor)) => visitor.deliver(peer, context),
         }
     }
 
     /// Sends what is to be sent. True when there may be more.
     fn transmit(&mut self) -> bool {
         let now = (self.context.now, self.context.now_us());
-        self.carrier.transmit(now, &mut self.context.endpoint)
+        self.carrier.transmit(now, &mut self.context.peers)
     }
 }
 

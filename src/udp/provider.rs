@@ -7,13 +7,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use super::Context;
+use super::peers::{Loss, PeerId};
 use super::sessions::Sessions;
 use super::settings::Provided;
 use super::stream::{Joint, State};
 use super::streams::Streams;
 use crate::engine::Token;
 use crate::proto::proxy_header::{self, HEADER_BYTES_MAX, Transport};
-use crate::proto::tunnel::{CloseReason, DatagramInfo, LostReason, ResetReason, TunnelId};
+use crate::proto::tunnel::{CloseReason, DatagramInfo, ResetReason};
 use crate::sys::udp;
 use crate::sys::{clock, socket};
 
@@ -24,7 +25,7 @@ const BATCHES_PER_TURN: usize = 4;
 pub(super) struct Provider {
     services: Vec<Provided>,
     /// The service of each tunnel.
-    tunnels: HashMap<TunnelId, usize>,
+    tunnels: HashMap<PeerId, usize>,
     /// Players of datagrams.
     games: Sessions<Play, Game>,
     /// Numbers of those whose service may have said something.
@@ -35,7 +36,7 @@ pub(super) struct Provider {
 /// A player, as a visitor names him.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Play {
-    tunnel: TunnelId,
+    tunnel: PeerId,
     session: u32,
     port: u8,
 }
@@ -62,14 +63,14 @@ impl Provider {
     fn publish(&mut self, context: &mut Context) {
         for key in &context.keys {
             for provided in &self.services {
-                context.endpoint.serve(key.clone(), provided.name, provided.service());
+                context.peers.serve(key.clone(), provided.name, provided.service());
             }
         }
     }
 
     fn withdraw(&mut self, context: &mut Context) {
         for provided in &self.services {
-            context.endpoint.withdraw(&provided.name);
+            context.peers.withdraw(&provided.name);
         }
     }
 
@@ -94,21 +95,15 @@ impl Provider {
         self.games.deadline()
     }
 
-    pub(super) fn note_established(&mut self, tunnel: TunnelId, context: &mut Context) {
-        let Some(of) = context.endpoint.tunnel(tunnel) else { return };
-        let (name, _) = of.service();
-        let Some(service) = self.services.iter().position(|provided| provided.name == *name) else { return };
-        tracing::info!(service = %name, visitor = %of.status().remote, "peer reached");
+    pub(super) fn note_established(&mut self, tunnel: PeerId, context: &mut Context) {
+        let Some(of) = context.peers.get(tunnel) else { return };
+        let is_asked_for = |provided: &Provided| of.service().is_none_or(|name| name == provided.name);
+        let Some(service) = self.services.iter().position(is_asked_for) else { return };
+        tracing::info!(service = %self.services[service].name, visitor = %of.remote(), "peer reached");
         self.tunnels.insert(tunnel, service);
     }
 
-    pub(super) fn note_lost(
-        &mut self,
-        tunnel: TunnelId,
-        reason: LostReason,
-        streams: &mut Streams,
-        context: &mut Context,
-    ) {
+    pub(super) fn note_lost(&mut self, tunnel: PeerId, reason: Loss, streams: &mut Streams, context: &mut Context) {
         if let Some(service) = self.tunnels.remove(&tunnel) {
             let service = self.services.get(service).map(|provided| tracing::field::display(provided.name));
             tracing::info!(service, ?reason, "a visitor is gone");
@@ -127,7 +122,7 @@ impl Provider {
         streams: &mut Streams,
         context: &mut Context,
     ) {
-        let provided = self.tunnels.get(&joint.tunnel).and_then(|service| self.services.get(*service));
+        let provided = self.tunnels.get(&joint.peer).and_then(|service| self.services.get(*service));
         let target = provided.and_then(|provided| provided.tcp.get(usize::from(port)));
         let (Some(provided), Some(&target)) = (provided, target) else {
             return refuse(joint, ResetReason::NoSuchPort, context);
@@ -146,7 +141,7 @@ impl Provider {
         let connected = socket::connect(target).and_then(|socket| {
             socket::prepare(socket.as_fd())?;
             socket::keep_alive(socket.as_fd(), crate::tcp::LIVENESS)?;
-            streams.add(socket, State::Dialing { joint, until, header, peer_ended: false }, context)
+            streams.add(socket, State::Dialing { joint, until, header, peer_ended: None }, context)
         });
         match connected {
             Ok(key) => {
@@ -197,7 +192,7 @@ impl Provider {
     fn hear_service(&mut self, number: u32, context: &mut Context) -> bool {
         for _ in 0..BATCHES_PER_TURN {
             let Some((play, game)) = self.games.by_number(number, context.now) else { return false };
-            let Some(tunnel) = context.endpoint.tunnel(play.tunnel) else { return false };
+            let Some(mut tunnel) = context.peers.get(play.tunnel) else { return false };
             match udp::receive(game.socket.as_fd(), &mut context.scratch) {
                 Ok(received) => {
                     if received.bytes == 0 {
@@ -218,11 +213,11 @@ impl Provider {
     }
 
     /// Hands a tunnel's datagrams to the service.
-    pub(super) fn deliver(&mut self, tunnel: TunnelId, streams: &Streams, context: &mut Context) {
+    pub(super) fn deliver(&mut self, tunnel: PeerId, streams: &Streams, context: &mut Context) {
         loop {
             context.datagram.clear();
             context.datagram.resize(HEADER_BYTES_MAX, 0);
-            let Some(of) = context.endpoint.tunnel(tunnel) else { return };
+            let Some(mut of) = context.peers.get(tunnel) else { return };
             let Some(info) = of.read_datagram(&mut context.datagram) else { return };
             let Some(game) = self.game(tunnel, &info, streams, context) else { continue };
             // The header stands at the end of the room that was left for it.
@@ -239,7 +234,7 @@ impl Provider {
     /// The socket of a player, which is opened for the first datagram.
     fn game(
         &mut self,
-        tunnel: TunnelId,
+        tunnel: PeerId,
         info: &DatagramInfo,
         streams: &Streams,
         context: &mut Context,
@@ -272,15 +267,13 @@ impl Provider {
 
     pub(super) fn leave(&mut self, context: &mut Context) {
         for tunnel in self.tunnels.keys() {
-            if let Some(tunnel) = context.endpoint.tunnel(*tunnel) {
-                tunnel.close(CloseReason::Leaving);
-            }
+            context.peers.close(*tunnel, CloseReason::Leaving);
         }
     }
 }
 
 fn refuse(joint: Joint, reason: ResetReason, context: &mut Context) {
-    if let Some(tunnel) = context.endpoint.tunnel(joint.tunnel) {
+    if let Some(mut tunnel) = context.peers.get(joint.peer) {
         tunnel.reset(joint.stream, reason);
     }
 }

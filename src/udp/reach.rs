@@ -10,12 +10,13 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::carrier::Carrier;
+use super::peers::{Loss, PeerId};
 use super::settings::Visited;
 use super::{Asker, Context};
 use crate::limits;
 use crate::names::{Names, alternate};
 use crate::proto::target::Target;
-use crate::proto::tunnel::{CloseReason, LostReason, TunnelId};
+use crate::proto::tunnel::CloseReason;
 
 #[derive(Debug)]
 pub(super) struct Reach {
@@ -36,7 +37,7 @@ pub(super) struct Reach {
 /// The tunnel in use.
 #[derive(Debug)]
 struct Up {
-    tunnel: TunnelId,
+    tunnel: PeerId,
     heard_at: Instant,
     /// Datagrams sent so far.
     sent: u64,
@@ -51,7 +52,7 @@ struct Attempt {
     /// `None` while the name is looked up.
     untried: Option<VecDeque<SocketAddr>>,
     next_try: Instant,
-    racers: Vec<TunnelId>,
+    racers: Vec<PeerId>,
 }
 
 /// What became of the tunnel that a service had.
@@ -60,8 +61,8 @@ pub(super) enum Change {
     None,
     /// There is one now. `replaced`: it takes the place of another, which has ended.
     Up {
-        tunnel: TunnelId,
-        replaced: Option<TunnelId>,
+        tunnel: PeerId,
+        replaced: Option<PeerId>,
     },
     /// There is none any more.
     Down,
@@ -81,7 +82,7 @@ impl Reach {
         }
     }
 
-    pub(super) fn tunnel(&self) -> Option<TunnelId> {
+    pub(super) fn tunnel(&self) -> Option<PeerId> {
         self.up.as_ref().map(|up| up.tunnel)
     }
 
@@ -174,8 +175,8 @@ impl Reach {
                 tracing::debug!(%error, %peer, "an address cannot be tried");
                 continue;
             }
-            let (now, key) = (context.now_us(), context.keys[0].clone());
-            if let Some(tunnel) = context.endpoint.connect(now, peer, key, visited.name) {
+            let now = context.now_us();
+            if let Some(tunnel) = context.peers.connect(now, peer, context.keys.first(), visited.name) {
                 attempt.racers.push(tunnel);
                 attempt.next_try = context.now + limits::DIAL_STAGGER;
             }
@@ -194,12 +195,12 @@ impl Reach {
 
     fn give_up(&mut self, context: &mut Context) {
         for racer in self.attempt.take().map(|attempt| attempt.racers).unwrap_or_default() {
-            close(racer, context);
+            context.peers.close(racer, CloseReason::Done);
         }
     }
 
     /// The peer was heard in this tunnel.
-    pub(super) fn note_heard(&mut self, tunnel: TunnelId, context: &Context) {
+    pub(super) fn note_heard(&mut self, tunnel: PeerId, context: &Context) {
         if let Some(up) = self.up.as_mut().filter(|up| up.tunnel == tunnel) {
             (up.heard_at, up.asked_at) = (context.now, None);
         }
@@ -215,37 +216,34 @@ impl Reach {
         up.sent = sent;
     }
 
-    pub(super) fn note_established(&mut self, tunnel: TunnelId, visited: &Visited, context: &mut Context) -> Change {
+    pub(super) fn note_established(&mut self, tunnel: PeerId, visited: &Visited, context: &mut Context) -> Change {
         let Some(attempt) = self.attempt.take_if(|attempt| attempt.racers.contains(&tunnel)) else {
             return Change::None;
         };
         for racer in attempt.racers.into_iter().filter(|racer| *racer != tunnel) {
-            close(racer, context);
+            context.peers.close(racer, CloseReason::Done);
         }
         if self.up.as_ref().is_some_and(|up| up.asked_at.is_none()) {
-            close(tunnel, context); // the old one is alive after all
+            context.peers.close(tunnel, CloseReason::Done); // the old one is alive after all
             return Change::None;
         }
         let replaced = self.up.take().map(|up| up.tunnel);
         if let Some(old) = replaced {
-            close(old, context);
+            context.peers.close(old, CloseReason::Done);
         }
         let sent = sent(tunnel, context);
         self.up = Some(Up { tunnel, heard_at: context.now, sent, asked_at: None });
         (self.pause, self.told) = (Duration::ZERO, false);
-        let peer = context.endpoint.tunnel(tunnel).map(|tunnel| tracing::field::display(tunnel.status().remote));
         let after = if replaced.is_some() { attempt.began } else { self.down_since };
-        tracing::info!(service = %visited.name, peer, after = ?context.now - after, "peer reached");
+        // A peer without a handshake has not answered yet.
+        if let Some(peer) = context.peers.get(tunnel).filter(|peer| peer.sent().is_some()) {
+            let (remote, after) = (peer.remote(), context.now - after);
+            tracing::info!(service = %visited.name, peer = %remote, ?after, "peer reached");
+        }
         Change::Up { tunnel, replaced }
     }
 
-    pub(super) fn note_lost(
-        &mut self,
-        tunnel: TunnelId,
-        reason: LostReason,
-        visited: &Visited,
-        context: &Context,
-    ) -> Change {
+    pub(super) fn note_lost(&mut self, tunnel: PeerId, reason: Loss, visited: &Visited, context: &Context) -> Change {
         if let Some(attempt) = &mut self.attempt {
             attempt.racers.retain(|racer| *racer != tunnel);
         }
@@ -260,22 +258,13 @@ impl Reach {
     /// Says goodbye.
     pub(super) fn leave(&mut self, context: &mut Context) {
         self.give_up(context);
-        if let Some(up) = self.up.take()
-            && let Some(tunnel) = context.endpoint.tunnel(up.tunnel)
-        {
-            tunnel.close(CloseReason::Leaving);
+        if let Some(up) = self.up.take() {
+            context.peers.close(up.tunnel, CloseReason::Leaving);
         }
     }
 }
 
-fn close(id: TunnelId, context: &mut Context) {
-    match context.endpoint.tunnel(id) {
-        Some(tunnel) => tunnel.close(CloseReason::Done),
-        None => context.endpoint.forget(id),
-    }
-}
-
 /// Datagrams sent so far.
-fn sent(tunnel: TunnelId, context: &mut Context) -> u64 {
-    context.endpoint.tunnel(tunnel).map_or(0, |tunnel| tunnel.status().sent.datagrams)
+fn sent(tunnel: PeerId, context: &mut Context) -> u64 {
+    context.peers.get(tunnel).and_then(|tunnel| tunnel.sent()).unwrap_or(0)
 }

@@ -9,8 +9,9 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
+use super::peers::{Peer, PeerId, StreamId};
 use super::{Context, Key};
-use crate::proto::tunnel::{ResetReason, StreamId, Tunnel, TunnelId};
+use crate::proto::tunnel::ResetReason;
 use crate::sys::socket;
 use crate::tcp::{Side, dial};
 
@@ -43,7 +44,7 @@ pub(super) enum State {
         joint: Joint,
         until: Instant,
         header: Vec<u8>,
-        peer_ended: bool,
+        peer_ended: Option<PeerEnded>,
     },
     Joined(Joined),
 }
@@ -51,7 +52,7 @@ pub(super) enum State {
 /// A stream of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Joint {
-    pub(super) tunnel: TunnelId,
+    pub(super) peer: PeerId,
     pub(super) stream: StreamId,
 }
 
@@ -81,9 +82,16 @@ struct Inward {
 struct Outward {
     /// What the socket has refused, at most a buffer full. The PROXY header, at first.
     kept: Vec<u8>,
-    peer_ended: bool,
+    peer_ended: Option<PeerEnded>,
     ended: bool,
     moved: u64,
+}
+
+/// The peer has finished its half.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PeerEnded {
+    /// And hears nothing more.
+    pub(super) deaf: bool,
 }
 
 /// What follows a step.
@@ -151,11 +159,12 @@ impl Stream {
         }
     }
 
-    pub(super) fn note_peer_ended(&mut self) {
+    pub(super) fn note_peer_ended(&mut self, deaf: bool) {
+        let ended = Some(PeerEnded { deaf });
         match &mut self.state {
             State::Waiting { .. } => {}
-            State::Dialing { peer_ended, .. } => *peer_ended = true,
-            State::Joined(joined) => joined.outward.peer_ended = true,
+            State::Dialing { peer_ended, .. } => *peer_ended = ended,
+            State::Joined(joined) => joined.outward.peer_ended = ended,
         }
     }
 
@@ -174,7 +183,7 @@ impl Stream {
         let State::Dialing { joint, until, header, peer_ended } = &mut self.state else { return Next::Wait };
         let (joint, ended) = (*joint, *peer_ended);
         let refused = |context: &mut Context, reason| {
-            if let Some(tunnel) = context.endpoint.tunnel(joint.tunnel) {
+            if let Some(mut tunnel) = context.peers.get(joint.peer) {
                 tunnel.reset(joint.stream, reason);
             }
             Next::Close(Ending::Refused)
@@ -192,8 +201,8 @@ impl Stream {
         }
         let header = std::mem::take(header);
         self.join(joint, header, context);
-        if ended {
-            self.note_peer_ended();
+        if let Some(PeerEnded { deaf }) = ended {
+            self.note_peer_ended(deaf);
         }
         self.step(context)
     }
@@ -201,15 +210,20 @@ impl Stream {
 
 impl Joined {
     fn step(&mut self, side: &mut Side, context: &mut Context) -> Next {
-        let Some(tunnel) = context.endpoint.tunnel(self.joint.tunnel) else {
+        let Some(mut tunnel) = context.peers.get(self.joint.peer) else {
             return Next::Close(Ending::TunnelLost);
         };
         let before = (self.inward.moved, self.outward.moved);
-        let inward = self.inward.run(side, tunnel, self.joint.stream, &mut context.scratch);
-        let outward = self.outward.run(side, tunnel, self.joint.stream, &mut context.scratch);
+        let inward = self.inward.run(side, &mut tunnel, self.joint.stream, &mut context.scratch);
+        let outward = self.outward.run(side, &mut tunnel, self.joint.stream, &mut context.scratch);
         if inward == Flown::Failed || outward == Flown::Failed {
             tunnel.reset(self.joint.stream, ResetReason::Reset);
             return Next::Close(Ending::Reset);
+        }
+        let deaf = self.outward.peer_ended.is_some_and(|ended| ended.deaf);
+        if self.outward.ended && deaf && !self.inward.ended {
+            tunnel.finish(self.joint.stream);
+            self.inward.ended = true;
         }
         if self.inward.ended && self.outward.ended {
             return Next::Close(Ending::Complete);
@@ -233,7 +247,7 @@ impl Joined {
 }
 
 impl Inward {
-    fn run(&mut self, side: &mut Side, tunnel: &mut Tunnel, stream: StreamId, scratch: &mut [u8]) -> Flown {
+    fn run(&mut self, side: &mut Side, tunnel: &mut Peer<'_>, stream: StreamId, scratch: &mut [u8]) -> Flown {
         if self.ended {
             // Nothing is read any more: that the connection failed later is seen only here.
             return if side.ready.failed { Flown::Failed } else { Flown::Blocked };
@@ -259,7 +273,7 @@ impl Inward {
     fn copy(
         &mut self,
         side: &mut Side,
-        tunnel: &mut Tunnel,
+        tunnel: &mut Peer<'_>,
         stream: StreamId,
         more: bool,
         scratch: &mut [u8],
@@ -312,7 +326,7 @@ impl Inward {
 const READ_BYTES_MIN: usize = 4 * 1024;
 
 impl Outward {
-    fn run(&mut self, side: &mut Side, tunnel: &mut Tunnel, stream: StreamId, scratch: &mut [u8]) -> Flown {
+    fn run(&mut self, side: &mut Side, tunnel: &mut Peer<'_>, stream: StreamId, scratch: &mut [u8]) -> Flown {
         let before = self.moved;
         while side.ready.writable && !self.ended {
             if !self.kept.is_empty() {
@@ -324,7 +338,7 @@ impl Outward {
             }
             let bytes = gather(tunnel, stream, scratch);
             if bytes == 0 {
-                if self.peer_ended {
+                if self.peer_ended.is_some() {
                     self.ended = true;
                     // Fails only when the connection is gone, which reading finds out.
                     let _ = socket::end(side.socket.as_fd());
@@ -370,7 +384,7 @@ impl Outward {
 }
 
 /// Takes what can be read, as far as there is room: many segments for one call.
-fn gather(tunnel: &mut Tunnel, stream: StreamId, into: &mut [u8]) -> usize {
+fn gather(tunnel: &mut Peer<'_>, stream: StreamId, into: &mut [u8]) -> usize {
     let mut gathered = 0;
     while gathered < into.len() {
         let piece = tunnel.peek(stream);

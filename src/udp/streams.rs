@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use slab::Slab;
 
+use super::peers::PeerId;
 use super::stream::{Ending, Joint, Next, State, Stream};
 use super::{Context, Key};
 use crate::engine::{Readiness, Token};
-use crate::proto::tunnel::TunnelId;
 use crate::sys::socket;
 use crate::tcp::Side;
 
@@ -111,8 +111,8 @@ impl Streams {
     }
 
     /// Ends all streams of a tunnel that is gone.
-    pub(super) fn cut_all(&mut self, tunnel: TunnelId, context: &mut Context) {
-        let of_tunnel = |stream: &Stream| stream.joint().is_some_and(|joint| joint.tunnel == tunnel);
+    pub(super) fn cut_all(&mut self, peer: PeerId, context: &mut Context) {
+        let of_tunnel = |stream: &Stream| stream.joint().is_some_and(|joint| joint.peer == peer);
         let slots: Vec<_> = self.table.iter().filter(|(_, stream)| of_tunnel(stream)).map(|(slot, _)| slot).collect();
         for slot in slots {
             self.close(slot as u32, Ending::TunnelLost, context);

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use super::carrier::Carrier;
+use super::peers::{Loss, PeerId};
 use super::reach::{Change, Reach};
 use super::sessions::Sessions;
 use super::settings::Visited;
@@ -16,7 +17,6 @@ use super::{Asker, Context, Key};
 use crate::engine::{Event, Token};
 use crate::limits;
 use crate::names::{Found, Names};
-use crate::proto::tunnel::{LostReason, TunnelId};
 use crate::sys::socket;
 use crate::sys::udp::{self, Batch, Outlet, Received};
 use crate::tcp::accept::{self, Doors};
@@ -143,7 +143,7 @@ impl Visitor {
         }
     }
 
-    pub(super) fn note_heard(&mut self, tunnel: TunnelId, context: &Context) {
+    pub(super) fn note_heard(&mut self, tunnel: PeerId, context: &Context) {
         self.reaches.iter_mut().for_each(|reach| reach.note_heard(tunnel, context));
     }
 
@@ -191,12 +191,12 @@ impl Visitor {
         }
     }
 
-    fn open(&mut self, key: Key, tunnel: TunnelId, streams: &mut Streams, context: &mut Context) {
+    fn open(&mut self, key: Key, tunnel: PeerId, streams: &mut Streams, context: &mut Context) {
         let Some(stream) = streams.get(key) else { return };
         let (_, port) = self.ports[stream.door];
-        let opened = context.endpoint.tunnel(tunnel).and_then(|tunnel| tunnel.open(port, stream.player));
+        let opened = context.peers.get(tunnel).and_then(|mut tunnel| tunnel.open(port, stream.player));
         match opened {
-            Some(stream) => streams.join(key, Joint { tunnel, stream }, context),
+            Some(stream) => streams.join(key, Joint { peer: tunnel, stream }, context),
             None => streams.close(key.slot, Ending::NoTunnel, context),
         }
     }
@@ -228,7 +228,7 @@ impl Visitor {
         let Some(id) = self.reaches[service].tunnel() else {
             return self.reaches[service].hurry(&self.services[service], &self.names, context);
         };
-        let Some(tunnel) = context.endpoint.tunnel(id) else { return };
+        let Some(mut tunnel) = context.peers.get(id) else { return };
         if received.bytes == 0 {
             tunnel.send_datagram(session, port, Some(received.from), &[]);
         }
@@ -238,8 +238,8 @@ impl Visitor {
     }
 
     /// Hands datagrams of a tunnel to the players they are for.
-    pub(super) fn deliver(&mut self, tunnel: TunnelId, context: &mut Context) {
-        let Some(tunnel) = context.endpoint.tunnel(tunnel) else { return };
+    pub(super) fn deliver(&mut self, tunnel: PeerId, context: &mut Context) {
+        let Some(mut tunnel) = context.peers.get(tunnel) else { return };
         loop {
             context.datagram.clear();
             let Some(info) = tunnel.read_datagram(&mut context.datagram) else { return };
@@ -251,7 +251,7 @@ impl Visitor {
         }
     }
 
-    pub(super) fn note_established(&mut self, tunnel: TunnelId, streams: &mut Streams, context: &mut Context) {
+    pub(super) fn note_established(&mut self, tunnel: PeerId, streams: &mut Streams, context: &mut Context) {
         for service in 0..self.services.len() {
             match self.reaches[service].note_established(tunnel, &self.services[service], context) {
                 Change::Up { tunnel, replaced } => {
@@ -267,13 +267,7 @@ impl Visitor {
         }
     }
 
-    pub(super) fn note_lost(
-        &mut self,
-        tunnel: TunnelId,
-        reason: LostReason,
-        streams: &mut Streams,
-        context: &mut Context,
-    ) {
+    pub(super) fn note_lost(&mut self, tunnel: PeerId, reason: Loss, streams: &mut Streams, context: &mut Context) {
         for (reach, visited) in self.reaches.iter_mut().zip(&self.services) {
             if reach.note_lost(tunnel, reason, visited, context) == Change::Down {
                 streams.cut_all(tunnel, context);

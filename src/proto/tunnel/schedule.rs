@@ -325,9 +325,7 @@ impl Tunnel {
         let Self { streams, buffers, .. } = self;
         for _ in 0..streams.waiting(Turn::Repeats).min(REPEATING_MAX) {
             let Some(place) = streams.next(Turn::Repeats) else { break };
-            streams.with(place, |stream| {
-                stream.conversation.write_repeats(now, end - out.len(), times, buffers, out)
-            });
+            streams.with(place, |stream| stream.conversation.write_repeats(now, end - out.len(), times, buffers, out));
         }
         self.redundancy.charge(out.len() - before);
     }
