@@ -48,9 +48,13 @@ pub struct Tunnel {
     pub(super) arrivals: Arrivals,
     pub(super) losses: Losses,
     pub(super) redundancy: Redundancy,
+    /// When thin streams make a packet for repeats alone.
+    pub(super) repeat_at: Option<u64>,
     pub(super) pacer: Pacer,
     pub(super) grant: Grant,
     pub(super) rtt_us: Option<u64>,
+    /// When that was last measured.
+    pub(super) rtt_at: u64,
     /// The size of a probe that has arrived, to be told.
     pub(super) mtu_arrived: Option<u16>,
     pub(super) splitter: Splitter,
@@ -116,6 +120,9 @@ pub(super) struct Beginning {
 const RTO_FIRST_US: u64 = 200_000;
 const RTO_MARGIN_US: u64 = 10_000;
 
+/// A round trip that was measured longer ago is measured again, in µs.
+const RTT_AGE_US: u64 = 5_000_000;
+
 impl Tunnel {
     pub(super) fn new(now: u64, settings: &Settings, beginning: Beginning) -> Self {
         let Beginning { role, remote, name, service, key, session, seed, rtt_us } = beginning;
@@ -139,9 +146,11 @@ impl Tunnel {
             arrivals: Arrivals::default(),
             losses: Losses::default(),
             redundancy: Redundancy::new(settings.repeats),
+            repeat_at: None,
             pacer: Pacer::new(pacer),
             grant: Grant::default(),
             rtt_us: None,
+            rtt_at: now,
             mtu_arrived: None,
             splitter: Splitter::default(),
             reassembly: Reassembly::default(),
@@ -160,13 +169,21 @@ impl Tunnel {
             scratch: Vec::new(),
             offer: None,
         };
-        rtt_us.into_iter().for_each(|rtt_us| tunnel.on_rtt(now, rtt_us));
+        if let Some(rtt_us) = rtt_us {
+            tunnel.on_rtt(now, rtt_us);
+            tunnel.pacer.on_rtt(now, rtt_us);
+        }
         tunnel
     }
 
     pub(super) fn on_rtt(&mut self, now: u64, rtt_us: u64) {
         self.rtt_us = Some(smoothed(self.rtt_us, rtt_us));
-        self.pacer.on_rtt(now, rtt_us);
+        self.rtt_at = now;
+    }
+
+    /// Who only receives learns no round trip by the way.
+    pub(super) fn wants_rtt(&self, now: u64) -> bool {
+        self.rtt_us.is_none() || self.rtt_at + RTT_AGE_US < now
     }
 
     /// For streams that have no round trip of their own yet.

@@ -50,12 +50,12 @@ impl Tunnel {
             self.begin_session();
         }
         self.liveness.on_heard(now);
-        if self.rtt_us.is_none() {
-            self.liveness.ask_once(now); // Who only receives learns no round trip by the way.
-        }
         let is_highest = opened.is_highest && origin != Origin::Previous;
         self.path.on_packet(now, from, bytes, is_highest, || self.random.draw());
         let is_worth_telling = self.handle_frames(now, from, opened.plaintext);
+        if is_worth_telling && self.wants_rtt(now) {
+            self.liveness.ask_once(now);
+        }
         if origin != Origin::Previous {
             self.arrivals.note(now, opened.number, is_worth_telling);
         }
@@ -150,8 +150,8 @@ impl Tunnel {
     }
 
     fn after_acked(&mut self, now: u64, acked: &Heard) {
-        if let Some(rtt) = acked.rtt_us {
-            self.rtt_us = Some(self.rtt_us.map_or(rtt, |before| (7 * before + rtt) / 8));
+        if let Some(rtt_us) = acked.rtt_us {
+            self.on_rtt(now, rtt_us);
         }
         if acked.longest > 0 {
             self.mtu.on_acknowledged(now, acked.longest + SEGMENT_OVERHEAD);
@@ -186,6 +186,7 @@ impl Tunnel {
     fn handle_response(&mut self, now: u64, from: SocketAddr, token: [u8; 8]) {
         if let Some(rtt_us) = self.liveness.on_response(now, token) {
             self.on_rtt(now, rtt_us);
+            self.pacer.on_rtt(now, rtt_us);
         }
         if self.path.on_response(from, token) {
             self.mtu.reset(now);
