@@ -123,12 +123,16 @@ fn a_shallow_buffer_is_not_flooded_although_it_shows_no_queue() {
 
 #[test]
 fn jitter_and_acknowledgements_that_come_in_bursts_do_not_stop_bulk() {
-    for jitter_reorders in [false, true] {
-        let link = Settings { jitter_us: 10 * MS, jitter_reorders, ..bottleneck(50, 20) };
-        let mut path = Path::new(1, &link, Traffic::game_and_bulk());
-        path.net.run_for(5 * SECOND);
-        let seen = path.watch(10 * SECOND);
-        assert!(seen.bulk_mbit > 16.5 && seen.queue_ms < 25.0, "reorders: {jitter_reorders}: {seen:?}");
+    for (jitter_ms, loss, mbit) in [(10, 0.0, 16.5), (10, 0.05, 15.0), (30, 0.05, 8.0)] {
+        for jitter_reorders in [false, true] {
+            let jitter = Settings { jitter_us: jitter_ms * MS, jitter_reorders, ..bottleneck(50, 20) };
+            let mut path = Path::new(1, &jitter.losing(Loss::Iid(loss)), Traffic::game_and_bulk());
+            path.net.run_for(12 * SECOND);
+            let seen = path.watch(10 * SECOND);
+            let what = format!("{jitter_ms} ms, reorders: {jitter_reorders}, loss {loss}: {seen:?}");
+            assert!(seen.bulk_mbit > mbit && seen.queue_ms < 30.0, "{what}");
+            assert!(seen.p99_ms < (50 + 2 * jitter_ms) as f64, "{what}");
+        }
     }
 }
 

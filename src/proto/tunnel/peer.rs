@@ -48,6 +48,8 @@ pub struct Tunnel {
     pub(super) arrivals: Arrivals,
     pub(super) losses: Losses,
     pub(super) redundancy: Redundancy,
+    /// When thin streams make a packet for repeats alone.
+    pub(super) repeat_at: Option<u64>,
     pub(super) pacer: Pacer,
     pub(super) grant: Grant,
     pub(super) rtt_us: Option<u64>,
@@ -144,6 +146,7 @@ impl Tunnel {
             arrivals: Arrivals::default(),
             losses: Losses::default(),
             redundancy: Redundancy::new(settings.repeats),
+            repeat_at: None,
             pacer: Pacer::new(pacer),
             grant: Grant::default(),
             rtt_us: None,

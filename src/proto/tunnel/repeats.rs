@@ -11,6 +11,12 @@ const LEVELS: [(f32, u32); 3] = [(0.002, 1), (0.02, 2), (0.08, 4)];
 const BURST_MIN: f32 = 1.5;
 const BURST_TIMES: u32 = 4;
 
+/// A thin stream that has nothing else to send makes a packet for repeats after this, in µs: a game of 60 messages a second
+/// has sent by then, and a slower one need not wait for a time-out. When losses come in a row, one more packet between two
+/// messages sees their end sooner.
+const ALONE_US: u64 = 20_000;
+const ALONE_IN_BURSTS_US: u64 = 5_000;
+
 /// Packets after which the long view has forgotten most, and the short one.
 const LONG: f32 = 2048.0;
 const SHORT: f32 = 256.0;
@@ -75,6 +81,12 @@ impl Redundancy {
         let loss = self.loss();
         let times = LEVELS.iter().rev().find(|(from, _)| loss >= *from).map_or(0, |(_, times)| *times);
         if times > 0 && self.burst() > BURST_MIN { times.max(BURST_TIMES) } else { times }
+    }
+
+    /// How long repeats wait for something to travel with, in µs. `None` when none are to be made.
+    pub fn alone_after_us(&self) -> Option<u64> {
+        let is_bursty = self.repeats == Repeats::Adaptive && self.burst() > BURST_MIN;
+        (self.times() > 0).then_some(if is_bursty { ALONE_IN_BURSTS_US } else { ALONE_US })
     }
 
     /// Mean length of losses in a row.

@@ -74,6 +74,7 @@ impl Tunnel {
                 self.control.conversation.next_timeout(),
                 self.arrivals.due(),
                 self.path.next_timeout(),
+                self.repeat_at,
                 self.renewal_at(),
                 bulk,
                 Some(self.liveness.next_timeout()),
@@ -192,7 +193,8 @@ impl Tunnel {
 
     /// Whether there are any for which a packet is to be made. Acknowledgements that are due are not, while bulk can carry them.
     fn has_small_segments(&mut self, now: u64) -> bool {
-        if self.control.has_segments() || self.streams.waiting(Turn::Thin) > 0 {
+        let is_repeating = self.repeat_at.is_some_and(|at| at <= now);
+        if self.control.has_segments() || self.streams.waiting(Turn::Thin) > 0 || is_repeating {
             return true;
         }
         let is_urgent = self.control.has_urgent_news() || self.streams.has_urgent_news();
@@ -252,7 +254,13 @@ impl Tunnel {
         let news = out.len() - first;
         self.write_control(now, end, out);
         self.write_thin(now, end, out);
-        self.write_repeats(now, end, out);
+        let is_new = out.len() > first + news;
+        let repeats = self.write_repeats(now, end, out);
+        if is_new || repeats > 0 {
+            self.repeat_at = self.redundancy.alone_after_us().map(|us| now + us);
+        } else {
+            self.repeat_at.take_if(|at| *at <= now);
+        }
         if out.len() == first {
             out.truncate(head);
         }
@@ -314,10 +322,11 @@ impl Tunnel {
         });
     }
 
-    fn write_repeats(&mut self, now: u64, end: usize, out: &mut Vec<u8>) {
+    /// How many bytes they are.
+    fn write_repeats(&mut self, now: u64, end: usize, out: &mut Vec<u8>) -> usize {
         let times = self.redundancy.times();
         if times == 0 {
-            return;
+            return 0;
         }
         let end = end.min(out.len() + self.redundancy.allowance(now));
         let before = out.len();
@@ -328,6 +337,7 @@ impl Tunnel {
             streams.with(place, |stream| stream.conversation.write_repeats(now, end - out.len(), times, buffers, out));
         }
         self.redundancy.charge(out.len() - before);
+        out.len() - before
     }
 
     // Bulk.

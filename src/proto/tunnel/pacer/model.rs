@@ -309,3 +309,54 @@ impl Model {
         (self.phase, self.since) = (phase, now);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000;
+
+    #[test]
+    fn a_rate_over_less_than_a_round_trip_is_not_believed() {
+        let mut model = Model::new(1_350, 1);
+        model.delay.sample(0, 50 * MS);
+        let sample = |rate, interval_us| Sample { rate, interval_us, is_idle: false, begins_round: false };
+        model.on_sample(0, 1, sample(1_000_000, 50 * MS), 0);
+        model.on_sample(0, 1, sample(7_000_000, 40 * MS), 0);
+        assert_eq!(model.path_rate(), 1_000_000);
+        model.on_sample(0, 1, sample(2_000_000, 60 * MS), 0);
+        assert_eq!(model.path_rate(), 2_000_000);
+    }
+
+    #[test]
+    fn a_writer_who_sets_the_pace_raises_the_rate_and_never_lowers_it() {
+        let mut model = Model::new(1_350, 1);
+        for round in 1..100 {
+            let rate = if round == 3 { 5_000_000 } else { 1_000_000 };
+            let sample = Sample { rate, interval_us: 50 * MS, is_idle: true, begins_round: true };
+            model.on_sample(round * 50 * MS, round, sample, 0);
+        }
+        assert_eq!(model.path_rate(), 5_000_000);
+    }
+
+    #[test]
+    fn phases_follow_each_other() {
+        let mut model = Model::new(1_350, 1);
+        let mut seen = vec![model.phase];
+        for round in 1..400 {
+            let now = round * 25 * MS;
+            model.delay.sample(now, 50 * MS);
+            let sample = Sample { rate: 1_000_000, interval_us: 50 * MS, is_idle: false, begins_round: round % 2 == 0 };
+            model.on_sample(now, round / 2, sample, 40_000);
+            let is_new =
+                seen.last().is_some_and(|last| std::mem::discriminant(last) != std::mem::discriminant(&model.phase));
+            if is_new {
+                seen.push(model.phase);
+            }
+        }
+        let names: Vec<String> = seen.iter().map(|phase| format!("{phase:?}")).collect();
+        let names: Vec<&str> = names.iter().filter_map(|name| name.split(' ').next()).collect();
+        assert_eq!(names[..7], ["Startup", "Drain", "Cruise", "Up", "Down", "Cruise", "Up"]);
+        assert!(names.len() > 30 && !names[7..].contains(&"Startup"));
+    }
+}
