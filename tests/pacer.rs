@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use gateway::proto::tunnel::pacer;
 use sim::bare::Bare;
-use sim::link::{Loss, Settings};
+use sim::link::{Bottleneck, Buffer, Loss, Settings};
 use sim::traffic::{Measured, Traffic};
 use sim::{HostId, LinkId, MS, Net, SECOND};
 
@@ -119,6 +119,20 @@ fn a_shallow_buffer_is_not_flooded_although_it_shows_no_queue() {
     let link = path.net.link(path.links[0]).stats.since(&before);
     assert!(seen.bulk_mbit > 17.5, "{seen:?}");
     assert!(link.dropped * 20 < link.packets, "{} of {} packets dropped", link.dropped, link.packets);
+}
+
+#[test]
+fn a_short_path_with_little_room_at_its_end_is_not_overrun() {
+    // As on loopback: the receiver takes 2 Gbit/s, and its socket holds 200 kB.
+    let bottleneck = Bottleneck { bits_per_second: 2_000 * MBIT, buffer: Buffer::Bytes(200_000) };
+    let link = Settings { delay_us: 50, bottleneck: Some(bottleneck), ..Settings::default() };
+    let mut path = Path::new(1, &link, Traffic::bulk());
+    path.net.run_for(100 * MS);
+    let before = path.net.link(path.links[0]).stats;
+    let seen = path.watch(200 * MS);
+    let link = path.net.link(path.links[0]).stats.since(&before);
+    assert!(seen.bulk_mbit > 1_500.0, "{seen:?}");
+    assert!(link.dropped * 50 < link.packets, "{} of {} packets dropped", link.dropped, link.packets);
 }
 
 #[test]

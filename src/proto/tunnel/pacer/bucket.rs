@@ -1,6 +1,6 @@
 //! Lets bulk go at a rate, in batches.
 
-/// The most time for which it fills up at once, in µs: far more than two batches take, and little enough for the product with
+/// The most time for which it fills up at once, in µs: far more than is ever saved up, and little enough for the product with
 /// any rate to fit its type.
 const FILL_US: u64 = 1_000_000;
 
@@ -16,21 +16,21 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// What may go at `now` at `rate` bytes/s. Time that nobody used gives at most two batches.
-    pub fn fill(&mut self, now: u64, rate: u64, batch: i64) -> i64 {
+    /// What may go at `now` at `rate` bytes/s: of time that nobody used, no more than `most`.
+    pub fn fill(&mut self, now: u64, rate: u64, most: i64) -> i64 {
         let gained = now.saturating_sub(self.at).min(FILL_US) * rate + self.rest;
         self.at = self.at.max(now);
         self.rest = gained % 1_000_000;
         let gained = (gained / 1_000_000) as i64;
-        self.bytes = (self.bytes + gained).min(2 * batch);
-        self.for_small = (self.for_small + gained / 2).min(4 * batch);
+        self.bytes = (self.bytes + gained).min(most);
+        self.for_small = (self.for_small + gained / 2).min(2 * most);
         self.bytes
     }
 
     /// Whether nobody has asked for so long that a part of what might have gone is forfeited.
-    pub fn is_full(&self, now: u64, rate: u64, batch: i64) -> bool {
+    pub fn is_full(&self, now: u64, rate: u64, most: i64) -> bool {
         let gained = now.saturating_sub(self.at).min(FILL_US) * rate / 1_000_000;
-        self.bytes + gained as i64 >= 2 * batch
+        self.bytes + gained as i64 >= most
     }
 
     pub fn take(&mut self, bytes: usize) {
@@ -57,13 +57,14 @@ mod tests {
 
     const RATE: u64 = 1_234_567;
     const BATCH: i64 = 2_700;
+    const MOST: i64 = 2 * BATCH;
 
     #[test]
     fn over_time_the_rate_goes_and_not_a_byte_more() {
         let mut bucket = Bucket::default();
         let mut sent = 0;
         for now in (0..=10_000_000).step_by(7) {
-            while bucket.fill(now, RATE, BATCH) >= BATCH {
+            while bucket.fill(now, RATE, MOST) >= BATCH {
                 bucket.take(1_350);
                 sent += 1_350;
             }
@@ -74,19 +75,19 @@ mod tests {
     #[test]
     fn waiting_as_long_as_it_says_is_enough_and_no_longer_than_needed() {
         let mut bucket = Bucket::default();
-        bucket.fill(1_000, RATE, BATCH);
+        bucket.fill(1_000, RATE, MOST);
         bucket.take(2_000);
         let wait = bucket.wait_us(BATCH, RATE);
-        assert!(bucket.fill(1_000 + wait - 2, RATE, BATCH) < BATCH);
-        assert!(bucket.fill(1_000 + wait, RATE, BATCH) >= BATCH);
+        assert!(bucket.fill(1_000 + wait - 2, RATE, MOST) < BATCH);
+        assert!(bucket.fill(1_000 + wait, RATE, MOST) >= BATCH);
     }
 
     #[test]
-    fn a_pause_saves_two_batches() {
+    fn a_pause_saves_no_more_than_it_may() {
         let mut bucket = Bucket::default();
-        assert!(!bucket.is_full(1_000, RATE, BATCH));
-        assert!(bucket.is_full(5_000, RATE, BATCH));
-        assert_eq!(bucket.fill(60_000_000, RATE, BATCH), 2 * BATCH);
+        assert!(!bucket.is_full(1_000, RATE, MOST));
+        assert!(bucket.is_full(5_000, RATE, MOST));
+        assert_eq!(bucket.fill(60_000_000, RATE, MOST), MOST);
     }
 
     #[test]
@@ -96,7 +97,7 @@ mod tests {
         while now < 10_000_000 {
             now += 1_000;
             bucket.take_small(5_000); // 5 MB/s, four times the rate.
-            if bucket.fill(now, RATE, BATCH) >= BATCH {
+            if bucket.fill(now, RATE, MOST) >= BATCH {
                 bucket.take(BATCH as usize);
                 bulk += BATCH as u64;
             }

@@ -25,8 +25,14 @@ use bucket::Bucket;
 use model::Model;
 use sampler::Sampler;
 
-/// A batch is what leaves in that time at the rate, and a datagram at least.
+/// A batch is what leaves in that time at the rate, a datagram at least, and at most what one system call takes: receive buffers
+/// may be as small as 200 kB.
 const BATCH_US: u64 = 2_000;
+const BATCH_BYTES_MAX: u64 = 64_000;
+
+/// Who comes later than he was told may send what would have left in so many µs, at most, and no more bytes than these.
+const LATE_US: u64 = 4_000;
+const LATE_BYTES_MAX: u64 = 512_000;
 
 /// Before anything is known: so many datagrams in a round trip (RFC 6928), and how long that is taken to be, in µs.
 const WINDOW_FIRST: u64 = 10;
@@ -95,7 +101,7 @@ impl Pacer {
     /// before them.
     #[must_use]
     pub fn stamp(&mut self, now: u64, in_flight: usize) -> Stamp {
-        let is_forfeiting = self.bucket.is_full(now, self.rate, self.batch());
+        let is_forfeiting = self.bucket.is_full(now, self.rate, self.most());
         let is_idle = match self.answer {
             Answer::WindowIsFull => false,
             Answer::TooEarly => is_forfeiting,
@@ -132,7 +138,7 @@ impl Pacer {
     /// How much bulk may leave now. `in_flight` is the payload in flight of the whole tunnel.
     pub fn bulk_budget(&mut self, now: u64, in_flight: usize) -> Budget {
         let batch = self.batch();
-        let ready = self.bucket.fill(now, self.rate, batch);
+        let ready = self.bucket.fill(now, self.rate, self.most());
         let room = self.window().saturating_sub(in_flight);
         if room < self.settings.datagram_bytes {
             self.answer = Answer::WindowIsFull;
@@ -143,7 +149,7 @@ impl Pacer {
             return Budget { bytes: 0, next_at: Some(now + self.bucket.wait_us(batch, self.rate).max(1)) };
         }
         let was_refused = !matches!(self.answer, Answer::Go { .. });
-        self.answer = Answer::Go { at: now, is_path_limited: was_refused || ready < 2 * batch };
+        self.answer = Answer::Go { at: now, is_path_limited: was_refused || ready < self.most() };
         Budget { bytes: room.min(ready as usize), next_at: None }
     }
 
@@ -196,8 +202,16 @@ impl Pacer {
         self.rate = self.model.send_rate(path_rate).clamp(1, most);
     }
 
+    /// Bytes that are worth a system call.
     fn batch(&self) -> i64 {
-        (self.rate * BATCH_US / 1_000_000).max(self.settings.datagram_bytes as u64) as i64
+        let batch = (self.rate * BATCH_US / 1_000_000).min(BATCH_BYTES_MAX);
+        batch.max(self.settings.datagram_bytes as u64) as i64
+    }
+
+    /// Bytes that leave at once when nobody could ask for a while.
+    fn most(&self) -> i64 {
+        let most = (self.rate * LATE_US / 1_000_000).min(LATE_BYTES_MAX);
+        most.max(2 * self.settings.datagram_bytes as u64) as i64
     }
 }
 
