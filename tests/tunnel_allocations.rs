@@ -122,9 +122,9 @@ impl Wire {
     fn use_streams(&mut self) {
         let [Some(visitor), Some(provider)] = self.tunnels else { return };
         let Some(tunnel) = self.ends[0].tunnel(visitor) else { return };
-        let [bulk, game] = *self.streams.get_or_insert_with(|| {
-            [0, 1].map(|port| tunnel.open(port, None).expect("there is room for a stream"))
-        });
+        let [bulk, game] = *self
+            .streams
+            .get_or_insert_with(|| [0, 1].map(|port| tunnel.open(port, None).expect("there is room for a stream")));
         tunnel.write(bulk, &self.scratch);
         if self.now.is_multiple_of(16_000) {
             tunnel.write(game, &self.scratch[..200]);
