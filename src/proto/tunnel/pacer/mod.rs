@@ -18,6 +18,7 @@ mod bursts;
 mod delay;
 mod filter;
 mod model;
+mod phase;
 mod sampler;
 
 use crate::proto::kcp::{Acked, Stamp};

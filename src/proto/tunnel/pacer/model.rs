@@ -1,41 +1,16 @@
 //! What the path is taken for: its rate and its shortest round trip, and how both are kept up to date by sending a little faster
 //! and a little slower in turn. After BBR (draft-cardwell-iccrg-bbr-congestion-control), with more care for the queue: games
-//! wait in it.
-//!
-//! ```text
-//! Startup > Drain > Cruise > Up > Down > Cruise > ...        and at times Dip, after which Cruise
-//! ```
-//!
-//! * `Startup` doubles the rate in each round trip until that brings no more, or a queue begins to grow. `Drain` empties it.
-//! * `Up` asks whether there is more, `Down` takes back what it queued. After an `Up` that did bring more comes a longer one, soon.
-//! * `Cruise` is a little slower than the path, and slower still while a queue stands: it is another tunnel's, or due to an
-//!   estimate that noise has made too high.
-//! * `Dip` sends little, so that others' queues empty too and the shortest round trip shows: when it was not seen for long, or
-//!   cannot be right.
+//! wait in it. The turns are [`Phase`]s.
 //!
 //! Where BBR bounds its window by the loss of packets, this does not: players' radio links lose them for nothing.
 
 use super::bursts::Bursts;
 use super::delay::Delay;
 use super::filter::MaxFilter;
+use super::phase::{Phase, UP_MORE};
 use super::sampler::Sample;
 
-/// Rates, in percent of the path's.
-const STARTUP_GAIN: u64 = 277;
-const DRAIN_GAIN: u64 = 36;
-const UP_GAIN: u64 = 125;
-const DOWN_GAIN: u64 = 75;
-/// Below 100, so that a queue of unknown origin goes away.
-const CRUISE_GAIN: u64 = 98;
-/// A standing queue slows a cruise down so that it would be gone after three round trips, but no more than this.
-const CRUISE_SLOWER_MAX: u64 = 10;
-
-/// Windows, in percent of what is on its way at the path's rate. That of a startup is lower than its rate, or it would leave a
-/// queue of almost two round trips.
-const STARTUP_WINDOW: u64 = 200;
-const WINDOW: u64 = 175;
-const DIP_WINDOW: u64 = 50;
-/// And what every window has beyond that: two batches of ours, which wait here, and two datagrams.
+/// What every window has beyond its share of what is on its way: two batches of ours, which wait here, and two datagrams.
 const WINDOW_MORE_US: u64 = 4_000;
 const WINDOW_MORE: u64 = 2;
 /// Bursts of acknowledgements count up to this part of a second.
@@ -52,6 +27,8 @@ const FULL_ROUNDS: u32 = 3;
 /// How long a cruise lasts, in thousandths of the shortest round trip: at least, and how much longer it may.
 const CRUISE_MILLI: u64 = 3_000;
 const CRUISE_MILLI_MORE: u64 = 3_000;
+/// What `Up` showed is remembered until the next, with both round trips around it.
+const _: () = assert!(CRUISE_MILLI + CRUISE_MILLI_MORE + 2_000 < RATE_ROUNDS * 1_000);
 
 /// An `Up` sends a datagram for every 10 ms of the shortest round trip more than the path takes. Of two tunnels the smaller one
 /// gains as much by it as the larger, which loses more afterwards: so they become equal.
@@ -75,21 +52,6 @@ const DIP_AGAIN_US: u64 = 2_000_000;
 const LOSS_MAX: f64 = 0.35;
 /// The mean loss is that of about so many packets. A report speaks of some dozens.
 const LOSS_PACKETS: f64 = 1_000.0;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Startup,
-    Drain,
-    Up,
-    Down,
-    Cruise {
-        until: u64,
-    },
-    /// `until` is known once little is in flight.
-    Dip {
-        until: Option<u64>,
-    },
-}
 
 #[derive(Debug)]
 pub struct Model {
@@ -145,33 +107,21 @@ impl Model {
     /// Bytes/s at which to send when the path delivers `path_rate`.
     pub fn send_rate(&self, path_rate: u64) -> u64 {
         let made_up_for = self.loss.min(LOSS_MAX) * self.delay.innocence();
-        ((path_rate * self.gain() / 100) as f64 / (1.0 - made_up_for)) as u64
-    }
-
-    fn gain(&self) -> u64 {
-        match self.phase {
-            Phase::Startup => STARTUP_GAIN,
-            Phase::Drain => DRAIN_GAIN,
-            Phase::Up => UP_GAIN,
-            Phase::Down => DOWN_GAIN,
-            Phase::Cruise { .. } => CRUISE_GAIN - (self.delay.standing_percent() / 3).min(CRUISE_SLOWER_MAX),
-            Phase::Dip { .. } => CRUISE_GAIN,
-        }
+        ((path_rate * self.phase.gain(self.delay.standing_percent()) / 100) as f64 / (1.0 - made_up_for)) as u64
     }
 
     /// Bytes that may be in flight. 0 while nothing is known.
     pub fn window(&self) -> u64 {
-        let gain = match self.phase {
-            Phase::Startup => STARTUP_WINDOW,
-            Phase::Dip { .. } => return (self.product() * DIP_WINDOW / 100).max(self.datagram_bytes),
-            Phase::Drain | Phase::Up | Phase::Down | Phase::Cruise { .. } => WINDOW,
-        };
+        let window = self.product() * self.phase.window() / 100;
+        if matches!(self.phase, Phase::Dip { .. }) {
+            return window.max(self.datagram_bytes);
+        }
         if self.path_rate() == 0 {
             return 0;
         }
         let burst = self.bursts.most().saturating_sub(self.datagram_bytes).min(self.path_rate() / BURST_PARTS);
         let more = self.path_rate() * WINDOW_MORE_US / 1_000_000 + WINDOW_MORE * self.datagram_bytes;
-        self.product() * gain / 100 + burst + more
+        window + burst + more
     }
 
     /// Bytes that are on their way when the path is full and no queue is.
@@ -276,8 +226,7 @@ impl Model {
 
     fn up_percent_first(&self) -> u64 {
         let step = self.min_rtt_us() / UP_STEP_US * self.datagram_bytes;
-        let gain = UP_GAIN - 100;
-        (100 * 100 / gain * step / self.product().max(1)).clamp(UP_PERCENT_MIN, UP_PERCENT_MAX)
+        (100 * 100 / UP_MORE * step / self.product().max(1)).clamp(UP_PERCENT_MIN, UP_PERCENT_MAX)
     }
 
     fn go_up(&mut self, now: u64, percent: u64) {
@@ -290,7 +239,7 @@ impl Model {
     /// Twice as long again if it brought half of what it might have, and no queue.
     fn judge_up(&mut self, now: u64) {
         let Some(from) = self.up_from.take() else { return };
-        let hoped_for = from * (UP_GAIN - 100) / 100 * self.up_percent / 100;
+        let hoped_for = from * (UP_MORE) / 100 * self.up_percent / 100;
         if self.path_rate() > from + hoped_for / 2 && self.delay.standing_percent() == 0 {
             self.go_up(now, 2 * self.up_percent);
         }
