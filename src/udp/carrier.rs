@@ -107,6 +107,13 @@ impl Carrier {
         Ok(())
     }
 
+    /// Closes the sockets for good.
+    pub(super) fn close(&mut self, engine: &mut Engine) {
+        for wire in self.wires.drain(..) {
+            engine.forget(wire.socket, wire.token);
+        }
+    }
+
     pub(super) fn note_arrival(&mut self, token: Token) {
         if let Some(wire) = self.wires.get_mut(token.generation as usize) {
             wire.readable = true;

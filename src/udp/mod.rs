@@ -180,6 +180,9 @@ impl Udp {
             End::Visitor(visitor) => visitor.leave(&mut self.context),
         }
         self.transmit();
+        self.carrier.close(&mut self.context.engine);
+        // A ring lets go of sockets in its own time: whoever starts after us must find the port free.
+        let _ = self.context.engine.wait(Duration::ZERO, &mut self.events);
     }
 
     /// Puts new secrets and settings in force, for tunnels that have not begun. Services and their ports stay what they were.

@@ -285,5 +285,8 @@ impl Visitor {
 
     pub(super) fn leave(&mut self, context: &mut Context) {
         self.reaches.iter_mut().for_each(|reach| reach.leave(context));
+        for arena in self.arenas.drain(..) {
+            context.engine.forget(arena.socket, arena.token);
+        }
     }
 }
