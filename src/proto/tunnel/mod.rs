@@ -14,10 +14,10 @@
 //!
 //! The files, in the order in which a packet meets them:
 //!
-//! * on its way in: [`endpoint`] finds the tunnel, [`greeter`] is for strangers, [`sessions`] and [`seal`] open the packet,
-//!   [`receive`] deals with its [`frames`], [`life`] with streams ([`stream`], [`streams`], [`control`]);
-//! * on its way out: [`schedule`] fills packets, [`pacer`] says when bulk may leave, [`repeats`] how often games are repeated;
-//! * beside that: [`path`], [`liveness`] and [`mtu`] know the way, [`reports`] what it loses.
+//! * on its way in: `endpoint` finds the tunnel, `greeter` is for strangers, `sessions` and `seal` open the packet,
+//!   `receive` deals with its `frames`, `life` with streams (`stream`, `streams`, `control`);
+//! * on its way out: `schedule` fills packets, `pacer` says when bulk may leave, `repeats` how often games are repeated;
+//! * beside that: `path`, `liveness` and `mtu` know the way, `reports` what it loses.
 //!
 //! Deliberately absent: sockets; the way by which two peers learn each other's addresses.
 
