@@ -526,7 +526,7 @@ struct RealClient {
 
 impl RealClient {
     fn start(case: Case, path: Path) -> Self {
-        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|it| it.local_addr()).expect("a free port");
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
         let mut command = real(case, "kcptun-client");
         command.args(["--localaddr", &address.to_string(), "--remoteaddr", &path.address.to_string()]);
         Self { process: Process::start(command), _path: path, address }

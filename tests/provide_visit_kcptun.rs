@@ -3,13 +3,13 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, UdpSocket};
+use std::net::{Shutdown, SocketAddr};
 use std::process::{Child, Command, Stdio};
 
 use common::tunnel::Daemon;
 use common::{
-    PATIENCE, Random, backend, connect, echo_backend, echoes, output, pause, program, read_to_end, tool_or_skip,
-    wait_until,
+    PATIENCE, Random, backend, connect, echo_backend, echoes, free_port, output, pause, program, read_to_end,
+    tool_or_skip, wait_until,
 };
 
 const KEY: &str = "the password of kcptun";
@@ -166,12 +166,6 @@ fn exchange(door: SocketAddr, bytes: usize) -> usize {
 
 fn real_or_skip(test: &str) -> bool {
     tool_or_skip(test, "kcptun-client") && tool_or_skip(test, "kcptun-server")
-}
-
-/// A port that was free a moment ago, for UDP and TCP.
-fn free_port() -> u16 {
-    let socket = UdpSocket::bind("127.0.0.1:0").expect("a free port");
-    socket.local_addr().expect("it is bound").port()
 }
 
 /// kcptun itself.
