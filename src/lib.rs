@@ -3,14 +3,16 @@
 //! The map, each module using only what stands to its right (`tests/tidy.rs` holds it to that):
 //!
 //! ```text
-//! main > cli > config > supervisor > worker > tcp > {proto, engine} > sys        limits, log: for all
+//! main > cli > config > supervisor > worker > udp > tcp > {names, proto, engine} > sys        limits, log: for all
 //! ```
 //!
 //! * [`cli`]: what was typed, one file a verb. [`config`]: what is needed, checked.
 //! * [`supervisor`]: owns the listening sockets, the pid file and the workers; forwards no byte.
 //! * [`worker`]: one process, one thread, one runtime, one data ring.
 //! * [`tcp`]: a connection's life: accept, handshake, dial, relay.
-//! * [`proto`]: decides: line, token, target, policy, answers, timers, KCP. No socket, no clock, no file.
+//! * [`udp`]: a packet's life: the tunnels of visitors and providers.
+//! * [`names`]: addresses of host names.
+//! * [`proto`]: decides: line, token, target, policy, answers, timers, KCP, the tunnel and kcptun. No socket, no clock, no file.
 //! * [`engine`]: readiness from a ring or its epoll twin, and the pump that moves bytes. No policy.
 //! * [`sys`]: the kernel, thinly. With `engine` the only place for `unsafe`.
 
@@ -20,9 +22,11 @@ pub mod config;
 pub mod engine;
 pub mod limits;
 pub mod log;
+pub mod names;
 pub mod proto;
 pub mod supervisor;
 #[expect(unsafe_code, reason = "system calls")]
 pub mod sys;
 pub mod tcp;
+pub mod udp;
 pub mod worker;

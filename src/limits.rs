@@ -104,3 +104,40 @@ pub const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Addresses a daemon may listen on; their sockets must fit into one message to a worker.
 pub const ADDRESSES_MAX: usize = 32;
+
+/// Services of a daemon at one end of tunnels, and ports of a service: far more than a host has games.
+pub const SERVICES_MAX: usize = 32;
+pub const SERVICE_PORTS_MAX: usize = 64;
+
+/// Time a player's connection waits for the tunnel before it is reset: a player who sees nothing for longer has given up.
+pub const TUNNEL_WAIT: Duration = Duration::from_secs(10);
+
+/// One attempt to reach a provider: with questions repeated after 250 ms, doubling, it asks each address five times.
+pub const REACH_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Pause between attempts, doubling from the first to the second: a provider that is back is found within the minute, and at
+/// once when a player comes.
+pub const REACH_PAUSE_MIN: Duration = Duration::from_secs(1);
+pub const REACH_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// An attempt this old is begun anew when a player comes: its next question may be seconds away, and the name may lead
+/// elsewhere by now. Not sooner, or many players would leave no attempt the time to succeed.
+pub const REACH_STALE: Duration = Duration::from_secs(3);
+
+/// A peer that has not answered for so long what it was asked may have been restarted, and knows nothing of the tunnel: a new
+/// one is tried beside it. Several times the longest round trip on earth, lost datagrams included.
+pub const PEER_SUSPECT: Duration = Duration::from_secs(3);
+
+/// What is sent so soon after the peer was heard may be acknowledgements and reports, which nobody answers.
+pub const PEER_GRACE: Duration = Duration::from_secs(1);
+
+/// Players of UDP games of a daemon, and how long a silent one is remembered: games send several datagrams a second, and NATs
+/// forget a mapping that is silent for 30 to 300 s.
+pub const SESSIONS_MAX: usize = 4096;
+pub const SESSION_IDLE: Duration = Duration::from_secs(120);
+
+/// The same while there are too many of them, and while the daemon drains: this long nobody who plays is silent.
+pub const SESSION_IDLE_SHORT: Duration = Duration::from_secs(10);
+
+/// Pause before a full UDP socket is asked again whether it has room. Its 4 MiB, each millisecond, are 32 Gbit/s.
+pub const SEND_PAUSE: Duration = Duration::from_millis(1);

@@ -9,12 +9,14 @@ use std::process::Command;
 
 /// The modules of the crate, each with those it may use; `limits` is for all. A module that is not here is not allowed.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("main", &["cli", "config", "supervisor", "worker", "tcp", "proto", "engine", "sys", "log"]),
-    ("cli", &["config", "supervisor", "worker", "tcp", "proto", "engine", "sys", "log"]),
-    ("config", &["supervisor", "worker", "tcp", "proto", "engine", "sys", "log"]),
-    ("supervisor", &["worker", "tcp", "proto", "engine", "sys", "log"]),
-    ("worker", &["tcp", "proto", "engine", "sys", "log"]),
-    ("tcp", &["proto", "engine", "sys"]),
+    ("main", &["cli", "config", "supervisor", "worker", "udp", "tcp", "names", "proto", "engine", "sys", "log"]),
+    ("cli", &["config", "supervisor", "worker", "udp", "tcp", "names", "proto", "engine", "sys", "log"]),
+    ("config", &["supervisor", "worker", "udp", "tcp", "names", "proto", "engine", "sys", "log"]),
+    ("supervisor", &["worker", "udp", "tcp", "names", "proto", "engine", "sys", "log"]),
+    ("worker", &["udp", "tcp", "names", "proto", "engine", "sys", "log"]),
+    ("udp", &["tcp", "names", "proto", "engine", "sys"]),
+    ("tcp", &["names", "proto", "engine", "sys"]),
+    ("names", &["sys"]),
     ("engine", &["sys"]),
     ("proto", &[]),
     ("sys", &[]),

@@ -2,13 +2,15 @@
 
 use super::Failure;
 use crate::config::{Config, Form};
+use crate::worker;
 
 pub(super) fn run(mut form: Form) -> Result<(), Failure> {
     form.secrets.take_from_process()?;
     let Config { daemon, warnings } = Config::resolve(&form)?;
     let list = |items: Vec<String>| if items.is_empty() { "none".to_owned() } else { items.join(", ") };
     let time = |time| humantime::format_duration(time).to_string();
-    let (tcp, policy) = (&daemon.tcp, &daemon.tcp.policy);
+    let worker::Settings::Gateway(tcp) = &daemon.worker else { return Ok(()) };
+    let policy = &tcp.policy;
     let connections = match tcp.connections_max {
         usize::MAX => "what the limit of open files allows".to_owned(),
         most => most.to_string(),
@@ -19,7 +21,7 @@ pub(super) fn run(mut form: Form) -> Result<(), Failure> {
         list(policy.allow.iter().map(ToString::to_string).collect())
     };
     let rows = [
-        ("addr", list(daemon.addresses.iter().map(ToString::to_string).collect())),
+        ("addr", list(daemon.doors.iter().map(|door| door.address().to_string()).collect())),
         ("reuse", daemon.reuse.to_string()),
         ("workers", daemon.workers.to_string()),
         ("engine", format!("{:?}", daemon.engine).to_lowercase()),

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::failure::Failure;
 use super::{crypt, secret};
-use crate::config::{Config, Form, LogForm, SecretForm};
+use crate::config::{Config, DaemonForm, Form, LogForm, SecretForm};
 use crate::engine;
 use crate::proto::target::Target;
 use crate::proto::token::Digest;
@@ -46,10 +46,9 @@ impl Demo {
         let room = Room::new()?;
         let form = Form {
             addr: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
-            engine: Some(self.engine),
+            daemon: DaemonForm { engine: Some(self.engine), drain: "1s".parse().ok(), ..DaemonForm::default() },
             secrets: SecretForm::of_file(room.secret.clone()),
             log: LogForm { log_level: Some(log::Level::Warn), log_format: None },
-            drain: "1s".parse().ok(),
             ..Form::default()
         };
         let Config { mut daemon, .. } = Config::resolve(&form)?;
@@ -60,8 +59,8 @@ impl Demo {
             let (ready, gateway) = oneshot::channel();
             let show = self.show(&form, &room, gateway);
             let reload = || Config::resolve(&form).map(|config| config.daemon).map_err(|error| error.message);
-            let daemon = supervisor::supervise(daemon, reload, |addresses| {
-                let _ = ready.send(addresses[0]);
+            let daemon = supervisor::supervise(daemon, reload, |doors| {
+                let _ = ready.send(doors[0].address());
             });
             let (shown, ended) = tokio::join!(show, daemon);
             if std::io::stdout().is_terminal() {

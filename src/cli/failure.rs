@@ -51,13 +51,16 @@ impl From<supervisor::Error> for Failure {
     fn from(error: supervisor::Error) -> Self {
         use supervisor::Error;
         match error {
-            Error::Bind { address, error } => {
+            Error::Bind { door, error } => {
                 let hint = match error.kind() {
                     io::ErrorKind::AddrInUse => {
-                        format!(
-                            "`ss -ltnp sport = :{}` shows who has it; gateways of one user share a port when all have --reuse",
-                            address.port()
-                        )
+                        let port = door.address().port();
+                        match door {
+                            supervisor::Door::Tcp(_) => format!(
+                                "`ss -ltnp sport = :{port}` shows who has it; gateways of one user share a port when all have --reuse"
+                            ),
+                            supervisor::Door::Udp(_) => format!("`ss -lunp sport = :{port}` shows who has it"),
+                        }
                     }
                     io::ErrorKind::AddrNotAvailable => {
                         "`ip address` shows this host's addresses; 0.0.0.0 means all of them".into()
@@ -65,9 +68,9 @@ impl From<supervisor::Error> for Failure {
                     io::ErrorKind::PermissionDenied => {
                         "ports below 1024 need root, CAP_NET_BIND_SERVICE or systemd/gateway.socket".into()
                     }
-                    _ => "choose another address with --addr".into(),
+                    _ => "choose another address".into(),
                 };
-                Self::new(Code::CannotBind, format!("cannot listen on {address}: {error}"), hint)
+                Self::new(Code::CannotBind, format!("cannot listen on {}: {error}", door.address()), hint)
             }
             Error::PidFile { path, problem } => Self::new(
                 Code::Configuration,

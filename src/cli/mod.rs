@@ -5,15 +5,17 @@ mod check;
 mod crypt;
 mod demo;
 mod failure;
+mod provide;
 mod run;
 mod secret;
+mod visit;
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::Form;
+use crate::config::{Form, ProvideForm, VisitForm};
 use crate::worker;
 use failure::Failure;
 
@@ -32,6 +34,10 @@ struct Cli {
 enum Verb {
     /// Run the gateway (the default)
     Run(Form),
+    /// Publish local services to visitors, through encrypted tunnels over UDP
+    Provide(ProvideForm),
+    /// Bring a provider's services here: players connect to this host
+    Visit(VisitForm),
     /// Make a token that leads to a backend
     Encrypt(crypt::Encrypt),
     /// Read where a token leads
@@ -65,6 +71,8 @@ pub fn main() -> ExitCode {
     let done = match cli.verb {
         None => run::run(cli.run),
         Some(Verb::Run(form)) => run::run(form),
+        Some(Verb::Provide(form)) => provide::run(form),
+        Some(Verb::Visit(form)) => visit::run(form),
         Some(Verb::Encrypt(typed)) => typed.run(),
         Some(Verb::Decrypt(typed)) => typed.run(),
         Some(Verb::Secret) => secret::run(),

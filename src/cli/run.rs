@@ -1,23 +1,32 @@
 //! `gateway [run]`: the daemon.
 
 use std::io::Write;
-use std::net::SocketAddr;
 
 use super::Failure;
-use crate::config::{Config, Form};
-use crate::{log, supervisor};
+use crate::config::{self, Config, Form};
+use crate::supervisor::{self, Door};
+use crate::{log, worker};
 
 pub(super) fn run(mut form: Form) -> Result<(), Failure> {
     form.secrets.take_from_process()?;
-    let config = Config::resolve(&form)?;
+    daemon(|| Config::resolve(&form), announce)
+}
+
+/// Runs the daemon that `resolve` describes, now and after each HUP.
+pub(super) fn daemon(
+    resolve: impl Fn() -> Result<Config, config::Error>,
+    announce: impl FnOnce(&worker::Settings, &[Door]),
+) -> Result<(), Failure> {
+    let config = resolve()?;
     let _logs = log::start(config.daemon.log);
     warn(&config);
     let reload = || {
-        let config = Config::resolve(&form).map_err(|error| error.message)?;
+        let config = resolve().map_err(|error| error.message)?;
         warn(&config);
         Ok(config.daemon)
     };
-    Ok(supervisor::run(config.daemon, reload, announce)?)
+    let worker = config.daemon.worker.clone();
+    Ok(supervisor::run(config.daemon, reload, |doors| announce(&worker, doors))?)
 }
 
 fn warn(config: &Config) {
@@ -26,11 +35,15 @@ fn warn(config: &Config) {
     }
 }
 
+fn announce(_: &worker::Settings, doors: &[Door]) {
+    say(doors.iter().map(|door| format!("listening on {}", door.address())));
+}
+
 /// Scripts wait for these lines. That nobody reads them is no reason to end.
-fn announce(addresses: &[SocketAddr]) {
+pub(super) fn say(lines: impl Iterator<Item = String>) {
     let mut stdout = std::io::stdout();
-    for address in addresses {
-        let _ = writeln!(stdout, "listening on {address}");
+    for line in lines {
+        let _ = writeln!(stdout, "{line}");
     }
     let _ = stdout.flush();
 }

@@ -83,6 +83,7 @@ pub struct Readiness {
 impl Readiness {
     /// The bits of poll(2); those of epoll are the same.
     const INTEREST: u32 = (libc::POLLIN | libc::POLLPRI | libc::POLLOUT | libc::POLLRDHUP) as u32;
+    const ARRIVALS: u32 = libc::POLLIN as u32;
 
     fn from_bits(bits: u32) -> Self {
         let any = |of: libc::c_short| bits & of as u32 != 0;
@@ -184,7 +185,16 @@ impl Engine {
     /// # Errors
     /// `ENOMEM`, `ENOSPC`: the socket is not watched.
     pub fn watch(&mut self, socket: BorrowedFd<'_>, token: Token) -> io::Result<()> {
-        self.twin.watch(socket, token)
+        self.twin.watch(socket, token, Readiness::INTEREST)
+    }
+
+    /// As [`Self::watch`], for a socket of datagrams: of room for more nothing is told, since each datagram that has left would be
+    /// an event.
+    ///
+    /// # Errors
+    /// As [`Self::watch`].
+    pub fn watch_arrivals(&mut self, socket: BorrowedFd<'_>, token: Token) -> io::Result<()> {
+        self.twin.watch(socket, token, Readiness::ARRIVALS)
     }
 
     /// Ends the watch and closes the socket.
@@ -218,15 +228,15 @@ impl Engine {
     }
 
     fn watch_runtime(&mut self) -> io::Result<()> {
-        self.twin.watch(self.runtime.as_fd(), RUNTIME)
+        self.twin.watch(self.runtime.as_fd(), RUNTIME, Readiness::INTEREST)
     }
 }
 
 impl Twin {
-    fn watch(&mut self, socket: BorrowedFd<'_>, token: Token) -> io::Result<()> {
+    fn watch(&mut self, socket: BorrowedFd<'_>, token: Token, interest: u32) -> io::Result<()> {
         match self {
-            Self::Uring(uring) => uring.watch(socket, token),
-            Self::Epoll(epoll) => epoll.watch(socket, token),
+            Self::Uring(uring) => uring.watch(socket, token, interest),
+            Self::Epoll(epoll) => epoll.watch(socket, token, interest),
         }
     }
 }

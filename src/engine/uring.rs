@@ -56,8 +56,8 @@ impl Uring {
         Ok(Self { ring: build(kind, SUBMISSIONS, completions.next_power_of_two())? })
     }
 
-    pub(super) fn watch(&mut self, socket: BorrowedFd<'_>, token: Token) -> io::Result<()> {
-        let poll = opcode::PollAdd::new(types::Fd(socket.as_raw_fd()), Readiness::INTEREST).multi(true);
+    pub(super) fn watch(&mut self, socket: BorrowedFd<'_>, token: Token, interest: u32) -> io::Result<()> {
+        let poll = opcode::PollAdd::new(types::Fd(socket.as_raw_fd()), interest).multi(true);
         self.push(poll.build().user_data(token.pack() | OP_WATCH))
     }
 

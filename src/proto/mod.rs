@@ -5,6 +5,7 @@ pub mod kcp;
 pub mod kcptun;
 pub mod line;
 pub mod policy;
+pub mod proxy_header;
 pub mod status;
 pub mod target;
 pub mod timers;

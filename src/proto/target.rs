@@ -6,11 +6,14 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// The longest name and label, bytes (RFC 1035, section 2.3.4, less the root and the length bytes).
 pub const NAME_BYTES_MAX: usize = 253;
 const LABEL_BYTES_MAX: usize = 63;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Target {
     Address(SocketAddr),
     Name { host: String, port: u16 },
@@ -67,6 +70,20 @@ impl Target {
     pub fn hash(&self) -> String {
         use sha2::{Digest, Sha256};
         Sha256::digest(self.to_string()).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl TryFrom<String> for Target {
+    type Error = BadTarget;
+
+    fn try_from(text: String) -> Result<Self, BadTarget> {
+        text.parse()
+    }
+}
+
+impl From<Target> for String {
+    fn from(target: Target) -> Self {
+        target.to_string()
     }
 }
 

@@ -1,38 +1,52 @@
-//! The listening sockets: for each address one per worker, all opened here.
+//! The sockets behind the doors: for each door one per worker, all opened here.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::Error;
-use crate::sys::socket;
-use crate::{limits, sys, tcp};
+use super::{Door, Error, Settings};
+use crate::sys::{socket, udp};
+use crate::{limits, sys, tcp, worker};
 
-// One socket of each address goes to a worker in one message.
+// One socket of each door goes to a worker in one message.
 const _: () = assert!(limits::ADDRESSES_MAX <= sys::control::DESCRIPTORS_MAX);
 
 pub(super) struct Listeners {
-    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) doors: Vec<Door>,
     /// Everything that leads here: a socket on `[::]` may take IPv4 as well.
     pub(super) own_addresses: Vec<SocketAddr>,
-    /// One socket of each address for each worker.
+    /// One socket of each door for each worker.
     pub(super) of_workers: Vec<Vec<OwnedFd>>,
 }
 
 impl Listeners {
-    /// Opens the sockets, or takes those that systemd has opened.
-    pub(super) fn open(addresses: &[SocketAddr], reuse: bool, workers: usize) -> Result<Self, Error> {
+    /// Opens the sockets, or takes those that systemd has opened for a gateway.
+    pub(super) fn open(settings: &Settings) -> Result<Self, Error> {
+        let (reuse, workers) = (settings.reuse, settings.workers);
         let mut listeners = Self {
-            addresses: Vec::new(),
+            doors: Vec::new(),
             own_addresses: Vec::new(),
             of_workers: (0..workers).map(|_| Vec::new()).collect(),
         };
-        let activated = activated()?;
+        let activated = match settings.worker {
+            worker::Settings::Gateway(_) => activated()?,
+            worker::Settings::Tunnel(_) => BTreeMap::new(), // nothing tells which service they would be for
+        };
         if activated.is_empty() {
-            for &address in addresses {
-                let sockets = open(address, reuse, workers).map_err(|error| Error::Bind { address, error })?;
-                listeners.hand_out(socket::local_address(sockets[0].as_fd())?, sockets)?;
+            for &door in &settings.doors {
+                let refused = |error| Error::Bind { door, error };
+                match door {
+                    Door::Tcp(address) => {
+                        let sockets = open(address, reuse, workers).map_err(refused)?;
+                        listeners.hand_out(socket::local_address(sockets[0].as_fd())?, sockets)?;
+                    }
+                    Door::Udp(address) => {
+                        let sockets = open_udp(address, reuse, workers).map_err(refused)?;
+                        listeners.doors.push(Door::Udp(socket::local_address(sockets[0].as_fd())?));
+                        listeners.deal(&sockets)?;
+                    }
+                }
             }
         } else {
             for (address, sockets) in activated {
@@ -42,7 +56,7 @@ impl Listeners {
         Ok(listeners)
     }
 
-    /// Deals the sockets of one address to the workers. Fewer sockets than workers are shared: less even, and just as safe.
+    /// Prepares the listening sockets of one address, and deals them to the workers.
     fn hand_out(&mut self, address: SocketAddr, sockets: Vec<OwnedFd>) -> io::Result<()> {
         for socket in &sockets {
             // What is accepted inherits all of this.
@@ -50,20 +64,26 @@ impl Listeners {
             socket::prepare(socket.as_fd())?;
             socket::keep_alive(socket.as_fd(), tcp::LIVENESS)?;
         }
-        let workers = self.of_workers.len();
-        for deal in 0..workers.max(sockets.len()) {
-            self.of_workers[deal % workers].push(sockets[deal % sockets.len()].try_clone()?);
-        }
-        self.addresses.push(address);
+        self.deal(&sockets)?;
+        self.doors.push(Door::Tcp(address));
         self.own_addresses.push(SocketAddr::new(address.ip().to_canonical(), address.port()));
         if address.ip().is_unspecified() && socket::takes_ipv4(sockets[0].as_fd()) {
             self.own_addresses.push(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()));
         }
         Ok(())
     }
+
+    /// Fewer sockets than workers are shared: less even, and just as safe.
+    fn deal(&mut self, sockets: &[OwnedFd]) -> io::Result<()> {
+        let workers = self.of_workers.len();
+        for deal in 0..workers.max(sockets.len()) {
+            self.of_workers[deal % workers].push(sockets[deal % sockets.len()].try_clone()?);
+        }
+        Ok(())
+    }
 }
 
-/// One socket for each worker on the same address.
+/// One listening socket for each worker on the same address.
 fn open(address: SocketAddr, reuse: bool, workers: usize) -> io::Result<Vec<OwnedFd>> {
     let shared = reuse || workers > 1;
     if shared && !reuse && address.port() != 0 {
@@ -75,6 +95,20 @@ fn open(address: SocketAddr, reuse: bool, workers: usize) -> io::Result<Vec<Owne
     let mut sockets = vec![first];
     for _ in 1..workers {
         sockets.push(socket::listen(bound, true, limits::BACKLOG)?);
+    }
+    Ok(sockets)
+}
+
+/// One socket for each worker on the same address.
+fn open_udp(address: SocketAddr, reuse: bool, workers: usize) -> io::Result<Vec<OwnedFd>> {
+    let first = udp::bind(address, reuse || workers > 1)?;
+    let bound = socket::local_address(first.as_fd())?;
+    let mut sockets = vec![first];
+    for _ in 1..workers {
+        sockets.push(udp::bind(bound, true)?);
+    }
+    for socket in &sockets {
+        udp::enlarge_buffers(socket.as_fd());
     }
     Ok(sockets)
 }

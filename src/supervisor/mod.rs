@@ -1,12 +1,12 @@
 //! The supervisor: owns the listening sockets, the pid file and N workers; forwards no byte.
 //!
-//! 1. It finds the engine, opens one listening socket per worker and address, and keeps them all: a socket that is closed
-//!    resets whoever waits in its queue, so a worker that dies leaves its queue to its successor.
+//! 1. It finds the engine, opens one socket per worker and door, and keeps them all: a listening socket that is closed resets
+//!    whoever waits in its queue, so a worker that dies leaves its queue to its successor.
 //! 2. It writes the pid file, starts the workers, and says that it is ready when all of them accept.
 //! 3. TERM and INT drain: the sockets are let go, games go on until they end. A second one, QUIT, or the end of the time given
 //!    with `--drain` stops at once. HUP puts a new configuration in force, checked first, whole or not at all.
 //!
-//! Deliberately absent: what a connection is. Figures and their page will live beside this, in `supervisor/admin`.
+//! Deliberately absent: what a connection or a tunnel is. Figures and their page will live beside this, in `supervisor/admin`.
 
 mod listeners;
 mod pid_file;
@@ -28,7 +28,7 @@ use tokio::time::Interval;
 use crate::engine::{self, Choice, Kind};
 use crate::proto::token::Keyring;
 use crate::sys::clock;
-use crate::{limits, log, sys, tcp};
+use crate::{limits, log, sys, worker};
 use listeners::Listeners;
 use pid_file::PidFile;
 use workers::{Keeper, Life, Plan, State};
@@ -36,8 +36,8 @@ use workers::{Keeper, Life, Plan, State};
 /// A daemon as it is wanted.
 #[derive(Debug)]
 pub struct Settings {
-    /// Not used when systemd has opened sockets for us.
-    pub addresses: Vec<SocketAddr>,
+    /// Not used when systemd has opened sockets for a gateway.
+    pub doors: Vec<Door>,
     /// Share the ports with other daemons of the same user.
     pub reuse: bool,
     pub workers: usize,
@@ -49,14 +49,44 @@ pub struct Settings {
     pub log: log::Settings,
     pub keys: Keyring,
     /// `own_addresses` is filled in here, and `connections_max` cut to what descriptors allow.
-    pub tcp: tcp::Settings,
+    pub worker: worker::Settings,
+}
+
+/// Where a daemon can be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    Tcp(SocketAddr),
+    Udp(SocketAddr),
+}
+
+impl Door {
+    #[must_use]
+    pub fn address(self) -> SocketAddr {
+        match self {
+            Self::Tcp(address) | Self::Udp(address) => address,
+        }
+    }
+}
+
+impl std::fmt::Display for Door {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "tcp {address}"),
+            Self::Udp(address) => write!(f, "udp {address}"),
+        }
+    }
 }
 
 impl Settings {
     /// What a running daemon cannot change, by key.
-    fn standing(&self) -> [(&'static str, String); 6] {
+    fn standing(&self) -> [(&'static str, String); 7] {
+        let (listening, services) = match &self.worker {
+            worker::Settings::Gateway(_) => ("addr", String::new()),
+            worker::Settings::Tunnel(udp) => ("listening addresses", udp.outline()),
+        };
         [
-            ("addr", format!("{:?}", self.addresses)),
+            (listening, format!("{:?}", self.doors)),
+            ("services", services),
             ("reuse", self.reuse.to_string()),
             ("workers", self.workers.to_string()),
             ("engine", format!("{:?}", self.engine)),
@@ -71,7 +101,7 @@ impl Settings {
 pub enum Error {
     /// The address cannot be listened on.
     Bind {
-        address: SocketAddr,
+        door: Door,
         error: io::Error,
     },
     /// The pid file is not ours to write.
@@ -94,14 +124,14 @@ impl From<io::Error> for Error {
     }
 }
 
-/// Runs a daemon to its end. `reload` reads the settings again; `ready` is told the addresses once every worker accepts.
+/// Runs a daemon to its end. `reload` reads the settings again; `ready` is told the doors once every worker accepts.
 ///
 /// # Errors
 /// When it cannot start. A daemon that has started ends without an error.
 pub fn run(
     settings: Settings,
     reload: impl Fn() -> Result<Settings, String>,
-    ready: impl FnOnce(&[SocketAddr]),
+    ready: impl FnOnce(&[Door]),
 ) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(supervise(settings, reload, ready))
@@ -114,14 +144,14 @@ pub fn run(
 pub async fn supervise(
     settings: Settings,
     reload: impl Fn() -> Result<Settings, String>,
-    ready: impl FnOnce(&[SocketAddr]),
+    ready: impl FnOnce(&[Door]),
 ) -> Result<(), Error> {
     let mut signals = Signals::new()?;
     sys::process::set_name(PROCESS_NAME)?;
     sys::process::seal_memory()?;
     let engine = find_engine(settings.engine)?;
-    let listeners = Listeners::open(&settings.addresses, settings.reuse, settings.workers)?;
-    let (addresses, own_addresses) = (listeners.addresses, listeners.own_addresses);
+    let listeners = Listeners::open(&settings)?;
+    let (doors, own_addresses) = (listeners.doors, listeners.own_addresses);
     let _pid_file = settings.pid_file.clone().map(PidFile::register).transpose()?;
 
     let (mut drain, workers, standing) = (settings.drain, settings.workers, settings.standing());
@@ -138,7 +168,8 @@ pub async fn supervise(
         while keepers.join_next().await.is_some() {}
         return Err(error);
     }
-    ready(&addresses);
+    ready(&doors);
+    let addresses: Vec<_> = doors.iter().map(|door| door.address()).collect();
     let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
     tracing::info!(version, ?addresses, %engine, workers, pid, "gateway running");
     notify(&[NotifyState::Ready]);
@@ -211,24 +242,30 @@ fn find_engine(choice: Choice) -> Result<Kind, Error> {
 /// What workers are told, with as many connections as descriptors allow.
 fn plan(settings: Settings, engine: Kind, own_addresses: &[SocketAddr]) -> io::Result<Plan> {
     let descriptors = sys::process::raise_descriptor_limit()?;
-    let room = descriptors.saturating_sub(limits::DESCRIPTORS_RESERVED) / DESCRIPTORS_PER_CONNECTION;
-    let room = usize::try_from(room).unwrap_or(usize::MAX).max(1);
-    let mut tcp = settings.tcp;
-    let were_asked_for = tcp.connections_max < usize::MAX;
-    if room < tcp.connections_max && (were_asked_for || room < limits::CONNECTIONS_FEW) {
+    let descriptors = usize::try_from(descriptors.saturating_sub(limits::DESCRIPTORS_RESERVED)).unwrap_or(usize::MAX);
+    let mut worker = settings.worker;
+    match &mut worker {
+        worker::Settings::Gateway(tcp) => {
+            tcp.connections_max = admitted(tcp.connections_max, descriptors / 2); // the client's and the backend's
+            tcp.own_addresses = own_addresses.to_vec();
+        }
+        worker::Settings::Tunnel(udp) => udp.connections_max = admitted(udp.connections_max, descriptors),
+    }
+    Ok(Plan { engine, log: settings.log, settings: worker, keys: settings.keys })
+}
+
+/// As many connections as were asked for, if there is room for them.
+fn admitted(wanted: usize, room: usize) -> usize {
+    let room = room.max(1);
+    let were_asked_for = wanted < usize::MAX;
+    if room < wanted && (were_asked_for || room < limits::CONNECTIONS_FEW) {
         tracing::warn!(
-            descriptors,
             connections = room,
             "open files allow few connections a worker: raise ulimit -Hn, or LimitNOFILE= of the unit"
         );
     }
-    tcp.connections_max = tcp.connections_max.min(room);
-    tcp.own_addresses = own_addresses.to_vec();
-    Ok(Plan { engine, log: settings.log, settings: tcp, keys: settings.keys })
+    wanted.min(room)
 }
-
-/// The client's and the backend's.
-const DESCRIPTORS_PER_CONNECTION: u64 = 2;
 
 async fn all_started(
     starts: &mut mpsc::UnboundedReceiver<Result<(), ExitStatus>>,

@@ -14,15 +14,15 @@ use tokio::time::MissedTickBehavior;
 use crate::engine::Kind;
 use crate::proto::token::Keyring;
 use crate::sys::clock;
-use crate::worker::{Order, Report};
-use crate::{limits, log, sys, tcp};
+use crate::worker::{self, Order, Report};
+use crate::{limits, log, sys};
 
 /// What all workers are told.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) engine: Kind,
     pub(super) log: log::Settings,
-    pub(super) settings: tcp::Settings,
+    pub(super) settings: worker::Settings,
     pub(super) keys: Keyring,
 }
 

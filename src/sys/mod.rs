@@ -5,3 +5,4 @@ pub mod control;
 pub mod pipe;
 pub mod process;
 pub mod socket;
+pub mod udp;

@@ -120,3 +120,14 @@ pub(crate) fn own(fd: RawFd) -> OwnedFd {
     // SAFETY: callers pass what accept4, recvmsg or a completion returned to them alone, once.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
+
+/// Whether this processor has instructions for AES and for the multiplication that GCM needs.
+#[must_use]
+pub fn has_aes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}

@@ -13,16 +13,16 @@ use crate::limits;
 use crate::sys::socket;
 
 /// Connections let in per turn, so that a flood of new ones leaves time for running games.
-pub(super) const PER_TURN: usize = 64;
+pub(crate) const PER_TURN: usize = 64;
 
 /// The slot of listeners in tokens, which no connection has; the generation is the listener's number.
-pub(super) const SLOT: u32 = u32::MAX;
+pub(crate) const SLOT: u32 = u32::MAX;
 
 /// A shortage is logged at most so often.
 const LOG_PAUSE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
-pub(super) struct Doors {
+pub(crate) struct Doors {
     listeners: Vec<Listener>,
     /// Whose turn it is.
     next: usize,
@@ -43,17 +43,17 @@ struct Listener {
 }
 
 impl Doors {
-    pub(super) fn new(sockets: Vec<OwnedFd>) -> Self {
+    pub(crate) fn new(sockets: Vec<OwnedFd>) -> Self {
         let listener = |(number, socket)| Listener { socket, token: Token::new(SLOT, number, 0), ready: true };
         let listeners = (0..).zip(sockets).map(listener).collect();
         Self { listeners, next: 0, paused_until: None, failures: 0, logged: None, full: false }
     }
 
-    pub(super) fn open(&self, engine: &mut Engine) -> io::Result<()> {
+    pub(crate) fn open(&self, engine: &mut Engine) -> io::Result<()> {
         self.listeners.iter().try_for_each(|listener| engine.watch(listener.socket.as_fd(), listener.token))
     }
 
-    pub(super) fn note(&mut self, event: Event, token: Token, engine: &mut Engine) {
+    pub(crate) fn note(&mut self, event: Event, token: Token, engine: &mut Engine) {
         let Some(listener) = self.listeners.iter_mut().find(|listener| listener.token == token) else { return };
         match event {
             Event::Ready(..) | Event::Runtime => listener.ready = true,
@@ -66,12 +66,12 @@ impl Doors {
     }
 
     /// When to try again after a shortage.
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         self.paused_until
     }
 
-    /// The next client that may come in.
-    pub(super) fn admit(&mut self, room: bool, now: Instant) -> Option<OwnedFd> {
+    /// The next client that may come in, and the number of the listener it came to.
+    pub(crate) fn admit(&mut self, room: bool, now: Instant) -> Option<(usize, OwnedFd)> {
         if self.paused_until.is_some_and(|until| now < until) {
             return None;
         }
@@ -87,7 +87,7 @@ impl Doors {
             match socket::accept(self.listeners[at].socket.as_fd()) {
                 Ok(client) => {
                     self.full = false;
-                    return Some(client);
+                    return Some((at, client));
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.listeners[at].ready = false,
                 Err(error) if socket::speaks_of_one_connection(&error) => {}
@@ -128,11 +128,11 @@ impl Doors {
 
     /// Takes everybody who waits in the queues and closes the doors for good. A queue that is closed with connections in it
     /// resets them.
-    pub(super) fn close(&mut self, engine: &mut Engine) -> Vec<OwnedFd> {
+    pub(crate) fn close(&mut self, engine: &mut Engine) -> Vec<(usize, OwnedFd)> {
         let mut waiting = Vec::new();
-        for listener in self.listeners.drain(..) {
+        for (number, listener) in self.listeners.drain(..).enumerate() {
             while let Ok(client) = socket::accept(listener.socket.as_fd()) {
-                waiting.push(client);
+                waiting.push((number, client));
             }
             engine.forget(listener.socket, listener.token);
         }

@@ -13,6 +13,7 @@ use std::time::Instant;
 use super::{Context, Ending, Key, Next, Side};
 use crate::engine::{Readiness, Token};
 use crate::limits;
+use crate::names::alternate;
 use crate::proto::line::VERDICT_DELAY;
 use crate::proto::status::Refusal;
 use crate::proto::target::Target;
@@ -215,7 +216,7 @@ impl Dial {
 
 /// Whether a socket of which something has been told is connected to a backend. One that is connected to itself is not: dialling
 /// a free port of this host, a socket may draw that very port as its own, and TCP lets both ends be one.
-fn connected(racer: &Side, port: u16) -> io::Result<()> {
+pub(crate) fn connected(racer: &Side, port: u16) -> io::Result<()> {
     let socket = racer.socket.as_fd();
     if (racer.ready.failed || racer.ready.ended)
         && let Some(error) = socket::take_error(socket)?
@@ -232,29 +233,4 @@ fn connected(racer: &Side, port: u16) -> io::Result<()> {
 /// Errors that pass: this process or this host has no socket to spare at the moment.
 fn is_shortage(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
-}
-
-/// Addresses with the families in turn, so that a family that leads nowhere costs one head start only.
-fn alternate(addresses: Vec<IpAddr>) -> impl Iterator<Item = IpAddr> {
-    let first_is_v6 = addresses.first().is_some_and(IpAddr::is_ipv6);
-    let (first, second): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|ip| ip.is_ipv6() == first_is_v6);
-    let rounds = first.len().max(second.len());
-    (0..rounds)
-        .flat_map(move |round| [first.get(round).copied(), second.get(round).copied()])
-        .flatten()
-        .take(limits::DIAL_ADDRESSES_MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_families_of_a_name_take_turns() {
-        let ips = |texts: &[&str]| texts.iter().map(|text| text.parse().expect("an IP")).collect::<Vec<IpAddr>>();
-        let found = ips(&["::1", "::2", "::3", "10.0.0.1"]);
-        assert_eq!(alternate(found).collect::<Vec<_>>(), ips(&["::1", "10.0.0.1", "::2", "::3"]));
-        assert_eq!(alternate(ips(&["10.0.0.1"])).collect::<Vec<_>>(), ips(&["10.0.0.1"]));
-        assert_eq!(alternate(vec![IpAddr::from([127, 0, 0, 1]); 20]).count(), limits::DIAL_ADDRESSES_MAX);
-    }
 }

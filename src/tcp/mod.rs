@@ -4,12 +4,12 @@
 //! the whole life. A state is told what has changed (`note`), does what it can (`step`) and says until when it may stay
 //! (`deadline`). No state is without a deadline.
 
-mod accept;
-mod dial;
+pub(crate) mod accept;
+pub(crate) mod dial;
 mod farewell;
 mod handshake;
-pub mod names;
 mod relay;
+mod side;
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use slab::Slab;
 
 use crate::engine::{Engine, Event, Readiness, Shared, Token};
+use crate::names::{self, Found, Names};
 use crate::proto::policy::Policy;
 use crate::proto::status::Refusal;
 use crate::proto::target::Target;
@@ -31,9 +32,9 @@ use accept::Doors;
 use dial::Dial;
 use farewell::Farewell;
 use handshake::Handshake;
-use names::{Found, Names};
 pub use relay::LIVENESS;
 use relay::Relay;
+pub(crate) use side::Side;
 
 /// Heavy connections that are served in a turn in which nobody else wanted anything; new events are looked for after them.
 const HEAVY_PER_TURN: usize = 4;
@@ -78,7 +79,7 @@ pub struct Tcp {
 struct Context {
     engine: Engine,
     timers: Timers,
-    names: Names,
+    names: Names<Key>,
     shared: Shared,
     keys: Keyring,
     settings: Settings,
@@ -127,30 +128,6 @@ enum State {
     Farewell(Farewell),
 }
 
-/// One of the two sockets, and what is known of it. Readiness is told once and remembered here until the socket blocks.
-#[derive(Debug)]
-struct Side {
-    socket: OwnedFd,
-    token: Token,
-    ready: Readiness,
-    /// A call has told that the connection has failed.
-    broken: bool,
-}
-
-impl Side {
-    fn new(socket: OwnedFd, token: Token) -> Self {
-        Self { socket, token, ready: Readiness::default(), broken: false }
-    }
-
-    fn note(&mut self, news: Readiness) {
-        self.ready.urgent |= news.urgent || (news.perhaps_urgent && !self.ready.writable);
-        self.ready.readable |= news.readable;
-        self.ready.writable |= news.writable;
-        self.ready.ended |= news.ended;
-        self.ready.failed |= news.failed;
-    }
-}
-
 /// What follows a step.
 #[derive(Debug)]
 enum Next {
@@ -191,7 +168,7 @@ impl Tcp {
     pub fn new(
         engine: Engine,
         listeners: Vec<OwnedFd>,
-        names: Names,
+        names: Names<Key>,
         keys: Keyring,
         settings: Settings,
     ) -> io::Result<Self> {
@@ -219,7 +196,7 @@ impl Tcp {
 
     /// Accepts whoever has been waiting, and nobody after that.
     pub fn drain(&mut self) {
-        for client in self.doors.close(&mut self.context.engine) {
+        for (_, client) in self.doors.close(&mut self.context.engine) {
             self.begin(client);
         }
     }
@@ -292,13 +269,13 @@ impl Tcp {
     }
 
     /// The answer to a question for an address.
-    pub fn handle_found(&mut self, found: Found) {
+    pub fn handle_found(&mut self, found: Found<Key>) {
         self.context.names.note_answer();
-        if self.knows(found.key)
-            && let State::Dial(dial) = &mut self.connections[found.key.slot as usize].state
+        if self.knows(found.asker)
+            && let State::Dial(dial) = &mut self.connections[found.asker.slot as usize].state
         {
             dial.note_found(found.addresses);
-            self.advance(found.key.slot);
+            self.advance(found.asker.slot);
         }
     }
 
@@ -330,7 +307,7 @@ impl Tcp {
         for _ in 0..accept::PER_TURN {
             let room = self.connections.len() < self.context.settings.connections_max;
             match self.doors.admit(room, self.context.now) {
-                Some(client) => self.begin(client),
+                Some((_, client)) => self.begin(client),
                 None => return false,
             }
         }

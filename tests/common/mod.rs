@@ -1,11 +1,14 @@
 //! What every test needs: a real daemon on loopback, real backends, real clients, and patience with a limit.
 #![allow(dead_code, reason = "each test file uses its own part of this module")]
 
+pub mod tunnel;
+
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -231,7 +234,7 @@ impl Drop for Gateway {
     }
 }
 
-fn collect(mut from: impl Read + Send + 'static) -> (Arc<Mutex<String>>, thread::JoinHandle<()>) {
+pub fn collect(mut from: impl Read + Send + 'static) -> (Arc<Mutex<String>>, thread::JoinHandle<()>) {
     let text = Arc::new(Mutex::new(String::new()));
     let into = text.clone();
     let collector = thread::spawn(move || {
@@ -288,6 +291,17 @@ pub fn resident_bytes(pid: u32) -> u64 {
 pub fn signal(pid: u32, name: &str) {
     let status = Command::new("kill").args(["-s", name, &pid.to_string()]).status().expect("kill runs");
     assert!(status.success(), "kill -s {name} {pid}");
+}
+
+/// A port for a program that must be told one: free a moment ago, for UDP and TCP. It lies below those that the kernel gives to
+/// sockets without one, for whoever connects to one of those before the other end listens may reach itself, and takes the port.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = (std::process::id() % 10_000) as u16;
+    let mut ports = std::iter::repeat_with(|| 20_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000);
+    let is_free =
+        |port: &u16| UdpSocket::bind(("127.0.0.1", *port)).is_ok() && TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    ports.by_ref().take(100).find(is_free).expect("a hundred ports in a row are taken")
 }
 
 pub fn connect(address: SocketAddr) -> TcpStream {

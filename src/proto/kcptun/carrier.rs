@@ -17,6 +17,8 @@ pub struct Carrier {
     /// What was written, as it goes to the conversation, which has taken the first `taken` bytes of it.
     written: Vec<u8>,
     taken: usize,
+    /// It took nothing more although it had room, for want of buffers: only an acknowledgement helps.
+    is_stuck: bool,
 }
 
 impl Carrier {
@@ -30,11 +32,13 @@ impl Carrier {
             compression: settings.compresses.then(|| (Compressor::new(), Decompressor::new())),
             written: Vec::new(),
             taken: 0,
+            is_stuck: false,
         }
     }
 
     /// Takes segments, and says whether they were all of this conversation.
     pub fn input(&mut self, now: u64, segments: &[u8]) -> bool {
+        self.is_stuck = false;
         !segments.is_empty() && self.conversation.input(now, segments, &mut self.buffers, |_| ()) == Ok(segments.len())
     }
 
@@ -78,11 +82,15 @@ impl Carrier {
     }
 
     fn hand_over(&mut self) {
-        self.taken += self.conversation.write(&self.written[self.taken..], &mut self.buffers);
+        if self.can_hand_over() {
+            let taken = self.conversation.write(&self.written[self.taken..], &mut self.buffers);
+            self.is_stuck = taken == 0;
+            self.taken += taken;
+        }
     }
 
     fn can_hand_over(&self) -> bool {
-        self.taken < self.written.len() && self.conversation.room() > 0
+        self.taken < self.written.len() && self.conversation.room() > 0 && !self.is_stuck
     }
 
     pub fn has_to_send(&self) -> bool {

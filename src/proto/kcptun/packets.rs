@@ -1,4 +1,7 @@
 //! From a packet to the segments in it, and back: encryption and error correction.
+//!
+//! A server sends parity once it is certain how its client does that, and then does it in the same way. kcp-go trusts in a shape
+//! that it was told before it notices that another is used, and takes what comes of that for packets: such a session ends.
 
 use super::crypt::{Key, Random};
 use super::fec::{self, Content, DATA_HEADER_BYTES, Decoder, Encoder, Shape};
@@ -7,9 +10,19 @@ use super::fec::{self, Content, DATA_HEADER_BYTES, Decoder, Encoder, Shape};
 pub struct Packets {
     key: Key,
     nonces: Random,
+    correction: Correction,
     encoder: Option<Encoder>,
     decoder: Decoder,
     pub counters: Counters,
+}
+
+/// How we send parity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Correction {
+    Never,
+    Of(Shape),
+    /// As the peer does, probably so.
+    Following(Shape),
 }
 
 /// What has happened so far.
@@ -31,9 +44,20 @@ pub struct Counters {
 }
 
 impl Packets {
-    pub fn new(key: Key, seed: [u8; 32], fec: Option<Shape>) -> Self {
-        let encoder = fec.map(Encoder::new);
-        Self { key, nonces: Random::new(seed), encoder, decoder: Decoder::new(fec), counters: Counters::default() }
+    pub fn new(key: Key, seed: [u8; 32], correction: Correction) -> Self {
+        let (ours, theirs) = match correction {
+            Correction::Never => (None, None),
+            Correction::Of(shape) => (Some(shape), Some(shape)),
+            Correction::Following(shape) => (None, Some(shape)),
+        };
+        Self {
+            key,
+            nonces: Random::new(seed),
+            correction,
+            encoder: ours.map(Encoder::new),
+            decoder: Decoder::new(theirs),
+            counters: Counters::default(),
+        }
     }
 
     /// Opens a packet where it lies.
@@ -56,11 +80,14 @@ impl Packets {
             counters.recovered += 1;
             counters.refused += u64::from(!take(segments));
         });
+        if let (Correction::Following(_), None) = (self.correction, &self.encoder) {
+            self.encoder = self.decoder.proven_shape().map(Encoder::new);
+        }
     }
 
-    /// Bytes of a packet in front of the segments.
+    /// Bytes of a packet in front of the segments, at most.
     pub fn overhead(&self) -> usize {
-        self.key.header_bytes() + self.encoder.as_ref().map_or(0, |_| DATA_HEADER_BYTES)
+        self.key.header_bytes() + if self.correction == Correction::Never { 0 } else { DATA_HEADER_BYTES }
     }
 
     pub fn owes_parity(&self) -> bool {
@@ -73,7 +100,7 @@ impl Packets {
         let begin = self.key.header_bytes();
         packet.resize(begin, 0);
         if !self.encoder.as_mut().is_some_and(|encoder| encoder.write_parity(packet)) {
-            packet.resize(self.overhead(), 0);
+            packet.resize(begin + self.encoder.as_ref().map_or(0, |_| DATA_HEADER_BYTES), 0);
             if !append(packet) {
                 packet.clear();
                 return false;

@@ -2,7 +2,7 @@
 
 use super::carrier::Carrier;
 use super::crypt::{Key, Random};
-use super::packets::{Counters, Packets};
+use super::packets::{Correction, Counters, Packets};
 use super::smux::{Limits, Mux};
 use super::{Event, LostReason, Settings, StreamId};
 use crate::proto::kcp;
@@ -80,7 +80,12 @@ impl Session {
 
     fn new(settings: &Settings, key: Key, seed: [u8; 32], now: u64, id: u32, opens: bool) -> Self {
         settings.check().expect("settings that were checked");
-        let packets = Packets::new(key, seed, settings.fec);
+        let correction = match settings.fec {
+            None => Correction::Never,
+            Some(shape) if opens => Correction::Of(shape),
+            Some(shape) => Correction::Following(shape),
+        };
+        let packets = Packets::new(key, seed, correction);
         let limits = Limits {
             streams: settings.streams_max,
             unread_bytes: settings.unread_bytes,

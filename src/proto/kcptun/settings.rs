@@ -8,7 +8,8 @@ use crate::proto::kcp::{self, Mode};
 
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `datashard` and `parityshard`. Default 10 and 3; `None` sends no parity. What the peer does is found out.
+    /// `datashard` and `parityshard`. Default 10 and 3; `None` sends no parity. What the peer does is found out, and a server
+    /// then does the same.
     pub fec: Option<Shape>,
     /// `mode`. Default fast.
     pub mode: Mode,

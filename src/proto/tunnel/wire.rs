@@ -7,6 +7,8 @@
 //! answer    id 6 | flags u8 | tcp ports u8 | udp ports u8
 //! ```
 
+use serde::{Deserialize, Serialize};
+
 /// Bytes that a packet adds to its frames: header and tag.
 pub const OVERHEAD_BYTES: usize = Header::LEN + TAG_BYTES;
 
@@ -69,11 +71,16 @@ pub enum Cipher {
 }
 
 /// 1 to 64 letters, digits, `.`, `_` and `-`: safe to compare, to log and to show.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct ServiceName {
     bytes: [u8; SERVICE_BYTES_MAX],
     length: u8,
 }
+
+/// Not a name of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadName;
 
 /// The bytes have not this layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,6 +198,34 @@ impl ServiceName {
     }
 }
 
+impl std::str::FromStr for ServiceName {
+    type Err = BadName;
+
+    fn from_str(text: &str) -> Result<Self, BadName> {
+        Self::new(text).map_err(|_malformed| BadName)
+    }
+}
+
+impl TryFrom<String> for ServiceName {
+    type Error = BadName;
+
+    fn try_from(text: String) -> Result<Self, BadName> {
+        text.parse()
+    }
+}
+
+impl From<ServiceName> for String {
+    fn from(name: ServiceName) -> Self {
+        name.as_str().to_owned()
+    }
+}
+
+impl std::fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 impl std::fmt::Debug for Id {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -202,6 +237,14 @@ impl std::fmt::Debug for ServiceName {
         f.write_str(self.as_str())
     }
 }
+
+impl std::fmt::Display for BadName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a name has 1 to 64 letters, digits, `.`, `_` and `-`")
+    }
+}
+
+impl std::error::Error for BadName {}
 
 impl std::fmt::Display for Malformed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

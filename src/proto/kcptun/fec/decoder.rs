@@ -68,6 +68,11 @@ impl Decoder {
         self.use_group(group, usize::from(shape.data), &mut recovered);
     }
 
+    /// What the peer uses for certain.
+    pub fn proven_shape(&self) -> Option<Shape> {
+        self.shape().filter(|_| self.proofs >= PROOFS)
+    }
+
     fn shape(&self) -> Option<Shape> {
         self.code.as_ref().map(|(shape, _)| *shape)
     }

@@ -18,8 +18,7 @@ use hickory_resolver::{Hosts, TokioResolver};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::Key;
-use crate::sys;
+use crate::{limits, sys};
 
 const FILES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
 
@@ -31,19 +30,20 @@ const LOOK_PAUSE: Duration = Duration::from_secs(1);
 const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
 
 /// While a question is under way, the runtime has a turn so often, for the timers that only it knows.
-pub(super) const RUNTIME_PAUSE: Duration = Duration::from_millis(5);
+pub const RUNTIME_PAUSE: Duration = Duration::from_millis(5);
 
 const FAMILIES: [RecordType; 2] = [RecordType::A, RecordType::AAAA];
 
 /// The answer to one question. No address: there is none, or nobody could tell.
 #[derive(Debug)]
-pub struct Found {
-    pub(super) key: Key,
-    pub(super) addresses: Vec<IpAddr>,
+pub struct Found<K> {
+    pub asker: K,
+    pub addresses: Vec<IpAddr>,
 }
 
-pub struct Names {
-    answers: mpsc::UnboundedSender<Found>, // one question a connection: as bounded as those are
+/// `K` names who asks, in the answer.
+pub struct Names<K> {
+    answers: mpsc::UnboundedSender<Found<K>>, // one question an asker: as bounded as those are
     sources: RefCell<Option<Sources>>,
     /// Questions under way, and answers that nobody has taken yet.
     asked: Arc<AtomicUsize>,
@@ -58,24 +58,24 @@ struct Sources {
     looked: Instant,
 }
 
-impl std::fmt::Debug for Names {
+impl<K> std::fmt::Debug for Names<K> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Names").finish_non_exhaustive()
     }
 }
 
-impl Names {
+impl<K: Send + 'static> Names<K> {
     /// Answers come out of the second value.
     #[must_use]
-    pub fn new() -> (Self, mpsc::UnboundedReceiver<Found>) {
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<Found<K>>) {
         let (answers, found) = mpsc::unbounded_channel();
         (Self { answers, sources: RefCell::default(), asked: Arc::default() }, found)
     }
 
     /// Asks for the addresses of `host`. Whoever asked may be gone when the answer comes; after `within` none comes.
-    pub(super) fn ask(&self, key: Key, host: &str, within: Duration) {
+    pub fn ask(&self, asker: K, host: &str, within: Duration) {
         self.asked.fetch_add(1, Relaxed);
-        let answer = move |addresses| Found { key, addresses };
+        let answer = move |addresses| Found { asker, addresses };
         // Failures to send: nobody listens when the worker ends.
         let (Ok(name), Ok(sources)) = (Name::from_ascii(host), self.sources()) else {
             let _ = self.answers.send(answer(Vec::new()));
@@ -95,12 +95,13 @@ impl Names {
         });
     }
 
-    pub(super) fn note_answer(&self) {
+    pub fn note_answer(&self) {
         self.asked.fetch_sub(1, Relaxed);
     }
 
     /// True while the runtime has a question under way, so that its tasks and timers need turns.
-    pub(super) fn asking(&self) -> bool {
+    #[must_use]
+    pub fn asking(&self) -> bool {
         self.asked.load(Relaxed) > 0
     }
 
@@ -155,6 +156,17 @@ fn addresses(lookup: &hickory_resolver::lookup::Lookup) -> Vec<IpAddr> {
     lookup.answers().iter().filter_map(|record| record.data.ip_addr()).map(|ip| ip.to_canonical()).collect()
 }
 
+/// Addresses with the families in turn, so that a family that leads nowhere costs one head start only; the first few of many.
+pub fn alternate(addresses: Vec<IpAddr>) -> impl Iterator<Item = IpAddr> {
+    let first_is_v6 = addresses.first().is_some_and(IpAddr::is_ipv6);
+    let (first, second): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|ip| ip.is_ipv6() == first_is_v6);
+    let rounds = first.len().max(second.len());
+    (0..rounds)
+        .flat_map(move |round| [first.get(round).copied(), second.get(round).copied()])
+        .flatten()
+        .take(limits::DIAL_ADDRESSES_MAX)
+}
+
 fn read_hosts() -> Hosts {
     let mut hosts = Hosts::default();
     // A host without that file, or with one that cannot be read, has no such names.
@@ -173,4 +185,18 @@ fn servers() -> Result<TokioResolver, NetError> {
 
 fn changed(path: &str) -> Option<SystemTime> {
     fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_families_of_a_name_take_turns() {
+        let ips = |texts: &[&str]| texts.iter().map(|text| text.parse().expect("an IP")).collect::<Vec<IpAddr>>();
+        let found = ips(&["::1", "::2", "::3", "10.0.0.1"]);
+        assert_eq!(alternate(found).collect::<Vec<_>>(), ips(&["::1", "10.0.0.1", "::2", "::3"]));
+        assert_eq!(alternate(ips(&["10.0.0.1"])).collect::<Vec<_>>(), ips(&["10.0.0.1"]));
+        assert_eq!(alternate(vec![IpAddr::from([127, 0, 0, 1]); 20]).count(), limits::DIAL_ADDRESSES_MAX);
+    }
 }

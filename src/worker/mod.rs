@@ -5,8 +5,10 @@
 //! then on the worker says that it lives, and the supervisor says when to change, to drain and to stop. When the supervisor is
 //! gone the worker drains: its games go on until they end.
 //!
-//! The runtime does what is of low rate: orders, names, signals, time. The data plane lives in [`Tcp`], which the runtime only
-//! wakes.
+//! The runtime does what is of low rate: orders, names, signals, time. The data plane, [`crate::tcp::Tcp`] or
+//! [`crate::udp::Udp`], is only woken by it.
+
+mod plane;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,11 +20,11 @@ use tokio::net::UnixDatagram;
 use tokio::signal::unix::{SignalKind, signal};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::engine::{Engine, Kind};
+use crate::engine::Kind;
 use crate::proto::token::{Keyring, Secret};
-use crate::tcp::names::Names;
-use crate::tcp::{Settings, Tcp};
 use crate::{limits, log, sys};
+use plane::Plane;
+pub use plane::Settings;
 
 /// What a supervisor says. The secrets of `Boot` and `Reload` stand behind it in the same message.
 #[derive(Debug, Serialize, Deserialize)]
@@ -112,7 +114,7 @@ fn boot() -> io::Result<Boot> {
     let mut buffer = Zeroizing::new(vec![0; limits::MESSAGE_BYTES_MAX]);
     let (n, listeners) = sys::control::receive(control.as_fd(), &mut buffer)?;
     let Ok((Order::Boot { engine, log, settings }, secrets)) = Order::decode(&buffer[..n]) else {
-        return Err(io::Error::other("workers are started by `gateway run`, not by hand"));
+        return Err(io::Error::other("workers are started by a daemon, not by hand"));
     };
     let logs = log::start(log);
     let keys = Keyring::new(secrets).map_err(io::Error::other)?;
@@ -139,10 +141,9 @@ const RUNTIME_RING_ENTRIES: u32 = 64;
 async fn work(boot: Boot) -> io::Result<()> {
     let _logs = boot.logs;
     let mut control = Control::new(boot.control)?;
-    let (names, mut found) = Names::new();
-    let engine = Engine::new(boot.engine, 2 * boot.settings.connections_max, sys::process::poll_set()?)?;
-    let mut tcp = Tcp::new(engine, boot.listeners, names, boot.keys, boot.settings)?;
-    tcp.turn(Duration::ZERO)?; // sets the watches
+    let runtime = sys::process::poll_set()?;
+    let mut plane = Plane::new(boot.engine, runtime, boot.listeners, boot.keys, boot.settings)?;
+    plane.turn(Duration::ZERO)?; // sets the watches
     control.report_ready().await?;
 
     // What is sent to a whole process group reaches workers too; what it means, the supervisor decides.
@@ -155,36 +156,34 @@ async fn work(boot: Boot) -> io::Result<()> {
     ]
     .map(signal);
     let mut next_beat = sys::clock::now();
-    let mut draining = false;
     loop {
         // The thread waits in here, and leaves for the runtime when that has something to do.
         let mut now = sys::clock::now();
-        while now < next_beat && !tcp.turn(next_beat - now)? && !(draining && tcp.connections() == 0) {
+        while now < next_beat && !plane.turn(next_beat - now)? && !plane.has_drained() {
             now = sys::clock::now();
         }
-        if draining && tcp.connections() == 0 {
+        if plane.has_drained() {
+            plane.leave();
             return Ok(()); // closes the listeners and the ring before the process ends
         }
         if next_beat <= now {
-            control.report(Report::Beat { connections: tcp.connections() });
+            control.report(Report::Beat { connections: plane.connections() });
             next_beat = now + limits::HEARTBEAT;
         }
         tokio::select! {
             biased;
             order = control.order() => match order? {
                 Some((Order::Reload { settings }, secrets)) => {
-                    tcp.reload(Keyring::new(secrets).map_err(io::Error::other)?, settings);
+                    plane.reload(Keyring::new(secrets).map_err(io::Error::other)?, settings);
                 }
                 Some((Order::Stop, _)) => {
-                    tcp.stop();
+                    plane.stop();
+                    plane.leave();
                     return Ok(());
                 }
-                Some((Order::Drain | Order::Boot { .. }, _)) | None => {
-                    draining = true;
-                    tcp.drain();
-                }
+                Some((Order::Drain | Order::Boot { .. }, _)) | None => plane.drain(),
             },
-            Some(found) = found.recv() => tcp.handle_found(found),
+            () = plane.hear_names() => {}
             () = tokio::task::yield_now() => {} // the runtime looks at its poll set, and runs its tasks
         }
     }

@@ -1,0 +1,356 @@
+//! A packet's life: `carrier -> endpoint -> events -> stream or session -> endpoint -> carrier`.
+//!
+//! Two daemons stand at the two ends of tunnels. The *visitor* is where players are: it has sockets for them, and carries what
+//! they say through a tunnel to the *provider*, which stands beside the service and connects to it for each of them. What is in
+//! a tunnel's datagrams, [`crate::proto::tunnel`] decides; here are the sockets, the names and the time.
+//!
+//! [`Udp::turn`] is the whole loop: what has arrived in the tunnels, what the tunnels say, what players and services say, who is
+//! new, and then everything that is to be sent, so that one turn's acknowledgements and data leave together. Each step has a
+//! budget; what is left waits for the next turn.
+//!
+//! Deliberately absent: how two ends find each other when neither can be reached. The visitor needs an address of the provider.
+
+mod carrier;
+mod peers;
+mod provider;
+mod reach;
+mod sessions;
+mod settings;
+mod stream;
+mod streams;
+mod visitor;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::engine::{Engine, Event, Token};
+use crate::names::{self, Found, Names};
+use crate::proto::timers::Timers;
+use crate::proto::token::Keyring;
+use crate::proto::tunnel;
+use crate::sys::{clock, udp};
+use crate::tcp::accept;
+use carrier::Carrier;
+use peers::{PeerId, Peers};
+use provider::Provider;
+pub use settings::{Kcptun, Mode, Protocol, Provided, Role, Settings, Visited};
+use stream::{Ending, Joint};
+use streams::Streams;
+use visitor::Visitor;
+
+/// All tunnels of a worker, and what they carry.
+#[derive(Debug)]
+pub struct Udp {
+    end: End,
+    streams: Streams,
+    carrier: Carrier,
+    /// Something may have been left over by the last turn.
+    crowded: bool,
+    events: Vec<Event>,
+    heard: Vec<PeerId>,
+    context: Context,
+}
+
+#[derive(Debug)]
+enum End {
+    Provider(Box<Provider>),
+    Visitor(Box<Visitor>),
+}
+
+/// What all parts share.
+#[derive(Debug)]
+struct Context {
+    engine: Engine,
+    peers: Peers,
+    timers: Timers,
+    /// The first is the visitor's; a provider serves under all of them.
+    keys: Vec<Arc<tunnel::Key>>,
+    settings: Settings,
+    /// For bytes on their way within a call.
+    scratch: Box<[u8]>,
+    /// For a datagram on its way to a player or a service.
+    datagram: Vec<u8>,
+    origin: Instant,
+    /// Time of this turn.
+    now: Instant,
+}
+
+/// Names a stream's connection for as long as it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Key {
+    slot: u32,
+    generation: u32,
+}
+
+/// Who asks for an address: a service's attempt to reach its provider.
+#[derive(Clone, Copy, Debug)]
+pub struct Asker {
+    service: usize,
+    attempt: u32,
+}
+
+/// Slots in tokens that no stream has; the generation is the socket's number. Listeners have [`accept::SLOT`].
+const WIRES: u32 = u32::MAX - 1;
+const ARENAS: u32 = u32::MAX - 2;
+
+/// Roles in tokens. The slot of a game is its number, which tells its generation too.
+const STREAM: u8 = 0;
+const GAME: u8 = 1;
+
+impl Context {
+    /// The time of this turn as tunnels know it.
+    fn now_us(&self) -> u64 {
+        micros(self.now - self.origin)
+    }
+}
+
+fn micros(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl Udp {
+    /// # Errors
+    /// When sockets cannot be watched, or this host has no randomness to give.
+    pub fn new(
+        engine: Engine,
+        sockets: Vec<OwnedFd>,
+        names: Names<Asker>,
+        keys: Keyring,
+        settings: Settings,
+    ) -> io::Result<Self> {
+        let now = clock::now();
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed)?;
+        let mut context = Context {
+            engine,
+            peers: settings.peers(&keys, seed),
+            timers: Timers::new(now),
+            keys: tunnel_keys(&keys),
+            settings,
+            scratch: vec![0; udp::RECEIVE_BYTES].into(),
+            datagram: Vec::with_capacity(udp::RECEIVE_BYTES),
+            origin: now,
+            now,
+        };
+        let (end, carrier) = match context.settings.role.clone() {
+            Role::Provide(services) => {
+                let carrier = Carrier::on(sockets, &mut context.engine)?;
+                (End::Provider(Box::new(Provider::new(services, &mut context))), carrier)
+            }
+            Role::Visit(services) => {
+                let visitor = Visitor::new(services, sockets, names, &mut context)?;
+                (End::Visitor(Box::new(visitor)), Carrier::without_sockets())
+            }
+        };
+        let streams = Streams::default();
+        Ok(Self { end, streams, carrier, crowded: true, events: Vec::new(), heard: Vec::new(), context })
+    }
+
+    /// Games under way, and connections that wait for a tunnel.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        let sessions = match &self.end {
+            End::Provider(provider) => provider.sessions(),
+            End::Visitor(visitor) => visitor.sessions(),
+        };
+        self.streams.len() + sessions
+    }
+
+    /// Lets in nobody any more; games go on.
+    pub fn drain(&mut self) {
+        self.context.now = clock::now();
+        match &mut self.end {
+            End::Provider(provider) => provider.drain(&mut self.context),
+            End::Visitor(visitor) => visitor.drain(&mut self.streams, &mut self.context),
+        }
+    }
+
+    /// Ends all games now.
+    pub fn stop(&mut self) {
+        self.streams.reset_all();
+    }
+
+    /// Tells the peers that this end is going.
+    pub fn leave(&mut self) {
+        self.context.now = clock::now();
+        match &mut self.end {
+            End::Provider(provider) => provider.leave(&mut self.context),
+            End::Visitor(visitor) => visitor.leave(&mut self.context),
+        }
+        self.transmit();
+        self.carrier.close(&mut self.context.engine);
+        // A ring lets go of sockets in its own time: whoever starts after us must find the port free.
+        let _ = self.context.engine.wait(Duration::ZERO, &mut self.events);
+    }
+
+    /// Puts new secrets and settings in force, for tunnels that have not begun. Services and their ports stay what they were.
+    pub fn reload(&mut self, keys: Keyring, settings: Settings) {
+        let is_same = settings.outline() == self.context.settings.outline();
+        let role = if is_same { settings.role.clone() } else { self.context.settings.role.clone() };
+        self.context.keys = tunnel_keys(&keys);
+        let protocol = self.context.settings.protocol.clone();
+        self.context.settings = Settings { role: role.clone(), protocol, ..settings };
+        match (&mut self.end, role) {
+            (End::Provider(provider), Role::Provide(services)) => provider.reload(services, &mut self.context),
+            (End::Visitor(visitor), Role::Visit(services)) => visitor.reload(services),
+            (End::Provider(_) | End::Visitor(_), _) => {}
+        }
+    }
+
+    /// The answer to a question for an address.
+    pub fn handle_found(&mut self, found: Found<Asker>) {
+        if let End::Visitor(visitor) = &mut self.end {
+            visitor.handle_found(found);
+            self.crowded = true; // the next turn tries it
+        }
+    }
+
+    /// One turn: waits for something to happen, at most for `patience`, and deals with it. Returns true when the runtime has
+    /// something to do.
+    ///
+    /// # Errors
+    /// When the engine fails; the worker cannot go on.
+    pub fn turn(&mut self, patience: Duration) -> io::Result<bool> {
+        let mut events = std::mem::take(&mut self.events);
+        let patience = if self.crowded { Duration::ZERO } else { self.until_deadline(patience) };
+        self.context.engine.wait(patience, &mut events)?;
+        self.context.now = clock::now();
+        let mut runtime = false;
+        for event in events.drain(..) {
+            match event {
+                Event::Runtime => runtime = true,
+                Event::Ready(token, _) | Event::Disarmed(token) => self.handle_event(event, token),
+            }
+        }
+        self.events = events;
+        let more = self.receive();
+        self.hear_peers();
+        self.streams.expire(&mut self.context);
+        self.streams.serve(&mut self.context);
+        let busy = match &mut self.end {
+            End::Provider(provider) => {
+                provider.turn(&mut self.context);
+                provider.is_busy()
+            }
+            End::Visitor(visitor) => {
+                visitor.turn(&mut self.streams, &mut self.carrier, &mut self.context);
+                visitor.is_busy()
+            }
+        };
+        let more_to_send = self.transmit();
+        self.crowded = more | self.streams.are_busy() | busy | more_to_send;
+        Ok(runtime || self.asks_names())
+    }
+
+    /// How long nothing needs to be done, at most `patience`.
+    fn until_deadline(&self, patience: Duration) -> Duration {
+        let now = clock::now();
+        let of_end = match &self.end {
+            End::Provider(provider) => provider.deadline(),
+            End::Visitor(visitor) => visitor.deadline(),
+        };
+        let of_endpoint = self.context.peers.next_timeout().map(|at| self.context.origin + Duration::from_micros(at));
+        // What has to be sent has to wait for a socket that is full.
+        let of_endpoint = of_endpoint.map(|at| self.carrier.paused_until().map_or(at, |until| at.max(until)));
+        let earliest = [of_end, of_endpoint, self.context.timers.next_deadline(), self.carrier.paused_until()];
+        let earliest = earliest.into_iter().flatten().min();
+        let patience = if self.asks_names() { patience.min(names::RUNTIME_PAUSE) } else { patience };
+        earliest.map_or(patience, |at| at.saturating_duration_since(now).min(patience))
+    }
+
+    fn asks_names(&self) -> bool {
+        matches!(&self.end, End::Visitor(visitor) if visitor.asks_names())
+    }
+
+    fn handle_event(&mut self, event: Event, token: Token) {
+        let context = &mut self.context;
+        let disarmed = matches!(event, Event::Disarmed(_));
+        match (token.slot, &mut self.end) {
+            (accept::SLOT, End::Visitor(visitor)) => visitor.note_door(event, token, context),
+            (accept::SLOT, End::Provider(_)) => {}
+            (WIRES, _) if disarmed => {
+                if let Err(error) = self.carrier.watch_again(token, &mut context.engine) {
+                    tracing::error!(%error, "a socket of tunnels is not watched any more");
+                }
+            }
+            (WIRES, _) => self.carrier.note_arrival(token),
+            (ARENAS, End::Visitor(visitor)) if disarmed => visitor.watch_again(token, context),
+            (ARENAS, End::Visitor(visitor)) => visitor.note_arrival(token),
+            (_, End::Provider(provider)) if token.role == GAME && disarmed => provider.watch_again(token, context),
+            (_, End::Provider(provider)) if token.role == GAME => provider.note_arrival(token),
+            (_, _) => match event {
+                Event::Ready(_, news) => self.streams.note(token, news, context),
+                Event::Disarmed(_) => self.streams.watch_again(token, context),
+                Event::Runtime => {}
+            },
+        }
+    }
+
+    /// What has arrived in the tunnels. True when there may be more.
+    fn receive(&mut self) -> bool {
+        let now = self.context.now_us();
+        let heard = &mut self.heard;
+        let more = self.carrier.receive(now, &mut self.context.peers, |tunnel| {
+            if heard.last() != Some(&tunnel) {
+                heard.push(tunnel);
+            }
+        });
+        for tunnel in self.heard.drain(..) {
+            if let End::Visitor(visitor) = &mut self.end {
+                visitor.note_heard(tunnel, &self.context);
+            }
+        }
+        if self.context.peers.next_timeout().is_some_and(|at| at <= now) {
+            self.context.peers.handle_timeout(now);
+        }
+        more
+    }
+
+    /// What the peers say.
+    fn hear_peers(&mut self) {
+        while let Some((peer, event)) = self.context.peers.poll_event() {
+            self.hear_peer(peer, event);
+        }
+    }
+
+    fn hear_peer(&mut self, peer: PeerId, event: peers::Event) {
+        let Self { end, streams, context, .. } = self;
+        let joint = |stream| Joint { peer, stream };
+        match (event, end) {
+            (peers::Event::Established, End::Provider(provider)) => provider.note_established(peer, context),
+            (peers::Event::Established, End::Visitor(visitor)) => visitor.note_established(peer, streams, context),
+            (peers::Event::Answered, End::Provider(provider)) => provider.note_established(peer, context),
+            (peers::Event::Answered, End::Visitor(_)) => tracing::info!("peer reached"),
+            (peers::Event::Lost(reason), End::Provider(provider)) => provider.note_lost(peer, reason, streams, context),
+            (peers::Event::Lost(reason), End::Visitor(visitor)) => visitor.note_lost(peer, reason, streams, context),
+            (peers::Event::Opened { stream, port, player }, End::Provider(provider)) => {
+                provider.note_opened(joint(stream), port, player, streams, context);
+            }
+            (peers::Event::Opened { .. }, End::Visitor(_)) => {}
+            (peers::Event::Readable(stream) | peers::Event::Writable(stream), _) => {
+                streams.hear(joint(stream), |_| {}, context);
+            }
+            (peers::Event::Ended { stream, deaf }, _) => {
+                streams.hear(joint(stream), |stream| stream.note_peer_ended(deaf), context);
+            }
+            (peers::Event::Reset(stream, reason), _) => {
+                streams.cut(joint(stream), Ending::PeerReset(reason), context);
+            }
+            (peers::Event::Datagrams, End::Provider(provider)) => provider.deliver(peer, streams, context),
+            (peers::Event::Datagrams, End::Visitor(visitor)) => visitor.deliver(peer, context),
+        }
+    }
+
+    /// Sends what is to be sent. True when there may be more.
+    fn transmit(&mut self) -> bool {
+        let now = (self.context.now, self.context.now_us());
+        self.carrier.transmit(now, &mut self.context.peers)
+    }
+}
+
+/// What tunnels make of the secrets.
+fn tunnel_keys(keys: &Keyring) -> Vec<Arc<tunnel::Key>> {
+    keys.secrets().iter().map(|secret| Arc::new(tunnel::Key::from_secret(secret.bytes()))).collect()
+}

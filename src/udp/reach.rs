@@ -1,0 +1,270 @@
+//! A visitor's way to the provider of a service: its name is looked up, its addresses are tried, the first that answers wins.
+//!
+//! There is always a tunnel, or somebody on the way to get one. An attempt gives each address a head start over the next, and
+//! ends after a while; the pause between attempts grows. A player who comes while there is no tunnel makes it begin at once.
+//! A peer that leaves what it was asked unanswered may have been restarted: a new tunnel is tried beside the old one, which
+//! ends when the new one is there and the old one is still silent.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::carrier::Carrier;
+use super::peers::{Loss, PeerId};
+use super::settings::Visited;
+use super::{Asker, Context};
+use crate::limits;
+use crate::names::{Names, alternate};
+use crate::proto::target::Target;
+use crate::proto::tunnel::CloseReason;
+
+#[derive(Debug)]
+pub(super) struct Reach {
+    service: usize,
+    up: Option<Up>,
+    attempt: Option<Attempt>,
+    /// When the next attempt begins, if nobody asks for it before.
+    retry_at: Instant,
+    pause: Duration,
+    /// Since when there is no tunnel.
+    down_since: Instant,
+    /// That nobody can be reached was logged.
+    told: bool,
+    /// Counts attempts, so that late answers of name servers find nobody.
+    attempts: u32,
+}
+
+/// The tunnel in use.
+#[derive(Debug)]
+struct Up {
+    tunnel: PeerId,
+    heard_at: Instant,
+    /// Datagrams sent so far.
+    sent: u64,
+    /// When something was first sent that the peer has had no reason to wait for.
+    asked_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    began: Instant,
+    ends: Instant,
+    /// `None` while the name is looked up.
+    untried: Option<VecDeque<SocketAddr>>,
+    next_try: Instant,
+    racers: Vec<PeerId>,
+}
+
+/// What became of the tunnel that a service had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    None,
+    /// There is one now. `replaced`: it takes the place of another, which has ended.
+    Up {
+        tunnel: PeerId,
+        replaced: Option<PeerId>,
+    },
+    /// There is none any more.
+    Down,
+}
+
+impl Reach {
+    pub(super) fn new(service: usize, now: Instant) -> Self {
+        Self {
+            service,
+            up: None,
+            attempt: None,
+            retry_at: now,
+            pause: Duration::ZERO,
+            down_since: now,
+            told: false,
+            attempts: 0,
+        }
+    }
+
+    pub(super) fn tunnel(&self) -> Option<PeerId> {
+        self.up.as_ref().map(|up| up.tunnel)
+    }
+
+    /// When there is something to do, if nothing else happens before.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match &self.attempt {
+            Some(attempt) if attempt.untried.as_ref().is_some_and(|untried| !untried.is_empty()) => {
+                Some(attempt.ends.min(attempt.next_try))
+            }
+            Some(attempt) => Some(attempt.ends),
+            None if self.up.is_none() => Some(self.retry_at),
+            None => self.suspect_at().map(|at| at.max(self.retry_at)),
+        }
+    }
+
+    fn suspect_at(&self) -> Option<Instant> {
+        Some(self.up.as_ref()?.asked_at? + limits::PEER_SUSPECT)
+    }
+
+    /// A player has come and there is no tunnel: what has been under way for a while begins anew.
+    pub(super) fn hurry(&mut self, visited: &Visited, names: &Names<Asker>, context: &mut Context) {
+        match &self.attempt {
+            Some(attempt) if context.now < attempt.began + limits::REACH_STALE => {}
+            Some(_) => {
+                self.give_up(context);
+                self.begin(visited, names, context);
+            }
+            None => self.begin(visited, names, context),
+        }
+    }
+
+    pub(super) fn step(
+        &mut self,
+        visited: &Visited,
+        names: &Names<Asker>,
+        carrier: &mut Carrier,
+        context: &mut Context,
+    ) {
+        self.watch_peer(context);
+        let now = context.now;
+        if self.attempt.is_none() && self.deadline().is_some_and(|at| at <= now) {
+            self.begin(visited, names, context);
+        }
+        self.try_addresses(visited, carrier, context);
+        if self.attempt.as_ref().is_some_and(|attempt| attempt.ends <= now) {
+            self.fail(context);
+        }
+        self.warn(visited, now);
+    }
+
+    /// Once, when nobody has answered for as long as an attempt takes.
+    fn warn(&mut self, visited: &Visited, now: Instant) {
+        if self.up.is_some() || self.told || now < self.down_since + limits::REACH_TIMEOUT {
+            return;
+        }
+        self.told = true;
+        tracing::warn!(
+            service = %visited.name,
+            "the provider does not answer: is it there, with this service and this secret? Trying on; players wait up to {} s",
+            limits::TUNNEL_WAIT.as_secs()
+        );
+    }
+
+    fn begin(&mut self, visited: &Visited, names: &Names<Asker>, context: &Context) {
+        self.attempts = self.attempts.wrapping_add(1);
+        let untried = match &visited.peer {
+            Target::Address(address) => Some(VecDeque::from([*address])),
+            Target::Name { host, .. } => {
+                names.ask(Asker { service: self.service, attempt: self.attempts }, host, limits::REACH_TIMEOUT);
+                None
+            }
+        };
+        let (began, next_try) = (context.now, context.now);
+        self.attempt =
+            Some(Attempt { began, ends: began + limits::REACH_TIMEOUT, untried, next_try, racers: Vec::new() });
+    }
+
+    pub(super) fn note_found(&mut self, asker: Asker, addresses: Vec<std::net::IpAddr>, visited: &Visited) {
+        let Target::Name { port, .. } = visited.peer else { return };
+        let Some(attempt) = self.attempt.as_mut().filter(|_| asker.attempt == self.attempts) else { return };
+        attempt.untried = Some(alternate(addresses).map(|ip| SocketAddr::new(ip, port)).collect());
+    }
+
+    fn try_addresses(&mut self, visited: &Visited, carrier: &mut Carrier, context: &mut Context) {
+        let Some(attempt) = &mut self.attempt else { return };
+        let Some(untried) = &mut attempt.untried else { return };
+        while attempt.next_try <= context.now || attempt.racers.is_empty() {
+            let Some(peer) = untried.pop_front() else { break };
+            if let Err(error) = carrier.reach(peer, &mut context.engine) {
+                tracing::debug!(%error, %peer, "an address cannot be tried");
+                continue;
+            }
+            let now = context.now_us();
+            if let Some(tunnel) = context.peers.connect(now, peer, context.keys.first(), visited.name) {
+                attempt.racers.push(tunnel);
+                attempt.next_try = context.now + limits::DIAL_STAGGER;
+            }
+        }
+        if attempt.racers.is_empty() {
+            attempt.ends = context.now; // nobody to wait for
+        }
+    }
+
+    /// An attempt has come to its end.
+    fn fail(&mut self, context: &mut Context) {
+        self.give_up(context);
+        self.pause = (self.pause * 2).clamp(limits::REACH_PAUSE_MIN, limits::REACH_PAUSE_MAX);
+        self.retry_at = context.now + self.pause;
+    }
+
+    fn give_up(&mut self, context: &mut Context) {
+        for racer in self.attempt.take().map(|attempt| attempt.racers).unwrap_or_default() {
+            context.peers.close(racer, CloseReason::Done);
+        }
+    }
+
+    /// The peer was heard in this tunnel.
+    pub(super) fn note_heard(&mut self, tunnel: PeerId, context: &Context) {
+        if let Some(up) = self.up.as_mut().filter(|up| up.tunnel == tunnel) {
+            (up.heard_at, up.asked_at) = (context.now, None);
+        }
+    }
+
+    /// Whether the peer has been asked something. What leaves just after it was heard may be no more than an acknowledgement.
+    fn watch_peer(&mut self, context: &mut Context) {
+        let Some(up) = &mut self.up else { return };
+        let sent = sent(up.tunnel, context);
+        if sent > up.sent && up.heard_at + limits::PEER_GRACE <= context.now {
+            up.asked_at.get_or_insert(context.now);
+        }
+        up.sent = sent;
+    }
+
+    pub(super) fn note_established(&mut self, tunnel: PeerId, visited: &Visited, context: &mut Context) -> Change {
+        let Some(attempt) = self.attempt.take_if(|attempt| attempt.racers.contains(&tunnel)) else {
+            return Change::None;
+        };
+        for racer in attempt.racers.into_iter().filter(|racer| *racer != tunnel) {
+            context.peers.close(racer, CloseReason::Done);
+        }
+        if self.up.as_ref().is_some_and(|up| up.asked_at.is_none()) {
+            context.peers.close(tunnel, CloseReason::Done); // the old one is alive after all
+            return Change::None;
+        }
+        let replaced = self.up.take().map(|up| up.tunnel);
+        if let Some(old) = replaced {
+            context.peers.close(old, CloseReason::Done);
+        }
+        let sent = sent(tunnel, context);
+        self.up = Some(Up { tunnel, heard_at: context.now, sent, asked_at: None });
+        (self.pause, self.told) = (Duration::ZERO, false);
+        let after = if replaced.is_some() { attempt.began } else { self.down_since };
+        // A peer without a handshake has not answered yet.
+        if let Some(peer) = context.peers.get(tunnel).filter(|peer| peer.sent().is_some()) {
+            let (remote, after) = (peer.remote(), context.now - after);
+            tracing::info!(service = %visited.name, peer = %remote, ?after, "peer reached");
+        }
+        Change::Up { tunnel, replaced }
+    }
+
+    pub(super) fn note_lost(&mut self, tunnel: PeerId, reason: Loss, visited: &Visited, context: &Context) -> Change {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.racers.retain(|racer| *racer != tunnel);
+        }
+        if self.up.take_if(|up| up.tunnel == tunnel).is_none() {
+            return Change::None;
+        }
+        tracing::info!(service = %visited.name, ?reason, "the peer is lost; its games end");
+        (self.down_since, self.retry_at) = (context.now, context.now);
+        Change::Down
+    }
+
+    /// Says goodbye.
+    pub(super) fn leave(&mut self, context: &mut Context) {
+        self.give_up(context);
+        if let Some(up) = self.up.take() {
+            context.peers.close(up.tunnel, CloseReason::Leaving);
+        }
+    }
+}
+
+/// Datagrams sent so far.
+fn sent(tunnel: PeerId, context: &mut Context) -> u64 {
+    context.peers.get(tunnel).and_then(|tunnel| tunnel.sent()).unwrap_or(0)
+}

@@ -1,0 +1,133 @@
+//! What a worker does: one of the data planes, with the addresses that its runtime finds for it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use crate::engine::{Engine, Kind};
+use crate::names::{Found, Names};
+use crate::proto::token::Keyring;
+use crate::tcp::{self, Tcp};
+use crate::udp::{self, Udp};
+
+/// What a worker is told to be.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Settings {
+    Gateway(tcp::Settings),
+    Tunnel(udp::Settings),
+}
+
+#[derive(Debug)]
+pub(super) struct Plane {
+    table: Table,
+    draining: bool,
+}
+
+#[derive(Debug)]
+enum Table {
+    Gateway(Box<Tcp>, UnboundedReceiver<Found<tcp::Key>>),
+    Tunnel(Box<Udp>, UnboundedReceiver<Found<udp::Asker>>),
+}
+
+impl Plane {
+    /// # Errors
+    /// When the engine cannot be made, or the sockets cannot be watched.
+    pub(super) fn new(
+        engine: Kind,
+        runtime: OwnedFd,
+        sockets: Vec<OwnedFd>,
+        keys: Keyring,
+        settings: Settings,
+    ) -> io::Result<Self> {
+        let table = match settings {
+            Settings::Gateway(settings) => {
+                let engine = Engine::new(engine, 2 * settings.connections_max, runtime)?;
+                let (names, found) = Names::new();
+                Table::Gateway(Box::new(Tcp::new(engine, sockets, names, keys, settings)?), found)
+            }
+            Settings::Tunnel(settings) => {
+                let engine = Engine::new(engine, settings.connections_max, runtime)?;
+                let (names, found) = Names::new();
+                Table::Tunnel(Box::new(Udp::new(engine, sockets, names, keys, settings)?), found)
+            }
+        };
+        Ok(Self { table, draining: false })
+    }
+
+    /// One turn. True when the runtime has something to do.
+    ///
+    /// # Errors
+    /// When the engine fails; the worker cannot go on.
+    pub(super) fn turn(&mut self, patience: Duration) -> io::Result<bool> {
+        match &mut self.table {
+            Table::Gateway(tcp, _) => tcp.turn(patience),
+            Table::Tunnel(udp, _) => udp.turn(patience),
+        }
+    }
+
+    /// Games under way, and what is to become one.
+    pub(super) fn connections(&self) -> usize {
+        match &self.table {
+            Table::Gateway(tcp, _) => tcp.connections(),
+            Table::Tunnel(udp, _) => udp.connections(),
+        }
+    }
+
+    /// True when it drains, and nobody is left.
+    pub(super) fn has_drained(&self) -> bool {
+        self.draining && self.connections() == 0
+    }
+
+    /// Lets in nobody any more.
+    pub(super) fn drain(&mut self) {
+        self.draining = true;
+        match &mut self.table {
+            Table::Gateway(tcp, _) => tcp.drain(),
+            Table::Tunnel(udp, _) => udp.drain(),
+        }
+    }
+
+    /// Ends all games now.
+    pub(super) fn stop(&mut self) {
+        match &mut self.table {
+            Table::Gateway(tcp, _) => tcp.stop(),
+            Table::Tunnel(udp, _) => udp.stop(),
+        }
+    }
+
+    /// The last words of a worker that ends.
+    pub(super) fn leave(&mut self) {
+        match &mut self.table {
+            Table::Gateway(..) => {}
+            Table::Tunnel(udp, _) => udp.leave(),
+        }
+    }
+
+    /// Puts new secrets and settings in force. A worker stays what it is.
+    pub(super) fn reload(&mut self, keys: Keyring, settings: Settings) {
+        match (&mut self.table, settings) {
+            (Table::Gateway(tcp, _), Settings::Gateway(settings)) => tcp.reload(keys, settings),
+            (Table::Tunnel(udp, _), Settings::Tunnel(settings)) => udp.reload(keys, settings),
+            (Table::Gateway(..) | Table::Tunnel(..), _) => {}
+        }
+    }
+
+    /// Waits for an address that somebody asked for, and hands it over. Nothing is lost when this is cancelled.
+    pub(super) async fn hear_names(&mut self) {
+        match &mut self.table {
+            Table::Gateway(tcp, found) => tcp.handle_found(next(found).await),
+            Table::Tunnel(udp, found) => udp.handle_found(next(found).await),
+        }
+    }
+}
+
+/// Waits for ever where nobody asks.
+async fn next<T>(channel: &mut UnboundedReceiver<T>) -> T {
+    match channel.recv().await {
+        Some(received) => received,
+        None => std::future::pending().await,
+    }
+}
