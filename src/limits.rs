@@ -67,6 +67,10 @@ pub const PIPES_MAX: usize = 64;
 /// Descriptors a worker keeps back for everything that is not a game: rings, pipes, logs, name look-ups.
 pub const DESCRIPTORS_RESERVED: u64 = 64 + 2 * PIPES_MAX as u64;
 
+/// How often a provider tries to get a UDP port that is taken, and the pause between: half a second in all.
+pub const PORT_TRIES: usize = 26;
+pub const PORT_PAUSE: Duration = Duration::from_millis(20);
+
 /// A worker with room for fewer connections than this says so at start: hardly anybody means it.
 pub const CONNECTIONS_FEW: usize = 1000;
 

@@ -101,7 +101,7 @@ fn open(address: SocketAddr, reuse: bool, workers: usize) -> io::Result<Vec<Owne
 
 /// One socket for each worker on the same address.
 fn open_udp(address: SocketAddr, reuse: bool, workers: usize) -> io::Result<Vec<OwnedFd>> {
-    let first = udp::bind(address, reuse || workers > 1)?;
+    let first = bind_when_free(address, reuse || workers > 1)?;
     let bound = socket::local_address(first.as_fd())?;
     let mut sockets = vec![first];
     for _ in 1..workers {
@@ -111,6 +111,19 @@ fn open_udp(address: SocketAddr, reuse: bool, workers: usize) -> io::Result<Vec<
         udp::enlarge_buffers(socket.as_fd());
     }
     Ok(sockets)
+}
+
+/// A daemon that has just ended leaves its port taken for some ms, since its ring closes sockets in its own time; and UDP has
+/// nothing like the TIME_WAIT that would tell such a port from one that is really taken.
+#[expect(clippy::disallowed_methods, reason = "nothing else runs yet")]
+fn bind_when_free(address: SocketAddr, reuse: bool) -> io::Result<OwnedFd> {
+    for _ in 1..limits::PORT_TRIES {
+        match udp::bind(address, reuse) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => std::thread::sleep(limits::PORT_PAUSE),
+            bound_or_refused => return bound_or_refused,
+        }
+    }
+    udp::bind(address, reuse)
 }
 
 /// Sockets that systemd has opened for us (sd_listen_fds(3)), by address. We open none beside them: the port is root's, and
