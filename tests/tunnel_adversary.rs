@@ -118,6 +118,24 @@ fn a_packet_that_is_cut_lengthened_or_comes_again_is_ignored() {
 }
 
 #[test]
+fn an_offer_that_was_answered_is_answered_again_only_as_it_was() {
+    let recorded = Wire::established(1).seen;
+    let (_, offer) = recorded.into_iter().find(|(side, _)| *side == 0).expect("the visitor spoke");
+    let mut again = Wire::new(2);
+    again.give(1, &offer);
+    let answer = again.sent(1);
+    assert_eq!(answer.len(), 1);
+    for bit in 0..8 * offer.len() {
+        let mut flipped = offer.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        again.give(1, &flipped);
+        assert_eq!(again.sent(1), [] as [Vec<u8>; 0], "bit {bit}");
+    }
+    again.give(1, &offer);
+    assert_eq!(again.sent(1), answer);
+}
+
+#[test]
 fn noise_is_ignored() {
     let mut wire = Wire::established(1);
     let ids: Vec<Vec<u8>> = wire.seen.iter().map(|(_, packet)| packet[..6].to_vec()).collect();

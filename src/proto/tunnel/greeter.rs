@@ -50,7 +50,8 @@ pub struct Pending {
     pub key: Arc<Key>,
     pub name: ServiceName,
     pub service: Service,
-    offer: Fingerprint,
+    /// The whole datagram: of a repeat nothing else has been authenticated.
+    offer: [u8; OFFER_BYTES],
     answer: [u8; ANSWER_BYTES],
     until: u64,
 }
@@ -91,11 +92,11 @@ impl Greeter {
         new_id: Id,
         random: &mut Random,
     ) -> Greeting {
-        let Some(fingerprint) = fingerprint(offer) else { return Greeting::Silence };
-        if let Some(pending) = self.pending.iter().find(|pending| pending.offer == fingerprint) {
+        let Ok(datagram) = <[u8; OFFER_BYTES]>::try_from(offer) else { return Greeting::Silence };
+        if let Some(pending) = self.pending.iter().find(|pending| pending.offer == datagram) {
             return Greeting::Again(pending.answer);
         }
-        if self.known.contains(&fingerprint) || !self.has_allowance(now) {
+        if self.known.contains(&fingerprint(&datagram)) || !self.has_allowance(now) {
             return Greeting::Silence;
         }
         let Some(served) = self.services.iter().find(|served| served.key.id() == to) else { return Greeting::Silence };
@@ -107,12 +108,12 @@ impl Greeter {
         let (key, name, service) = (served.key.clone(), served.name, served.service);
         let until = now + PENDING_US;
         self.allowance -= 1_000_000;
-        self.remember(Pending { session, key, name, service, offer: fingerprint, answer, until });
+        self.remember(Pending { session, key, name, service, offer: datagram, answer, until });
         Greeting::New(answer)
     }
 
     fn remember(&mut self, pending: Pending) {
-        self.known.push_back(pending.offer);
+        self.known.push_back(fingerprint(&pending.offer));
         if self.known.len() > KNOWN_MAX {
             self.known.pop_front();
         }
@@ -159,7 +160,6 @@ impl Served {
     }
 }
 
-fn fingerprint(offer: &[u8]) -> Option<Fingerprint> {
-    let is_whole = offer.len() == OFFER_BYTES;
-    is_whole.then(|| offer[super::wire::Header::LEN..].first_chunk().copied()).flatten()
+fn fingerprint(offer: &[u8; OFFER_BYTES]) -> Fingerprint {
+    *offer[super::wire::Header::LEN..].first_chunk().expect("an offer is longer than that")
 }
