@@ -43,6 +43,18 @@ fn every_mistake_has_its_exit_code_one_error_line_and_a_hint() {
 }
 
 #[test]
+fn a_flag_of_another_verb_is_told_from_one_that_nobody_knows() {
+    for (args, named) in [
+        (["provide", "--peer", "127.0.0.1:1"], "belongs to `visit`"),
+        (["visit", "--workers", "2"], "belongs to `run`, `check`"),
+        (["run", "--listen-udp", "127.0.0.1:1"], "belongs to `provide`"),
+        (["provide", "--colour", "red"], "gateway VERB --help"),
+    ] {
+        assert_mistake(&program().args(args).output().expect("the program starts"), 2, named);
+    }
+}
+
+#[test]
 fn a_daemon_without_a_secret_does_not_start() {
     let output = in_directory(&directory()).args(UNBINDABLE).output().expect("the program starts");
     assert_mistake(&output, 3, "secret");

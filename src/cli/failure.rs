@@ -3,6 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
+use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::{config, supervisor};
@@ -57,9 +58,12 @@ impl From<supervisor::Error> for Failure {
                         let port = door.address().port();
                         match door {
                             supervisor::Door::Tcp(_) => format!(
-                                "`ss -ltnp sport = :{port}` shows who has it; gateways of one user share a port when all have --reuse"
+                                "`ss -ltnp sport = :{port}` shows who has it; `gateway run` shares it with others of its user when all have --reuse"
                             ),
-                            supervisor::Door::Udp(_) => format!("`ss -lunp sport = :{port}` shows who has it"),
+                            supervisor::Door::Udp(_) => format!(
+                                "`ss -lunp sport = :{port}` shows who has it; a provider that was told to stop keeps it until \
+                                 its last game has ended, or a second TERM"
+                            ),
                         }
                     }
                     io::ErrorKind::AddrNotAvailable => {
@@ -131,7 +135,19 @@ impl From<clap::Error> for Failure {
         };
         let flag = argument.as_deref().and_then(|argument| argument.strip_prefix("--"));
         let example = flag.map(|flag| config::example(flag.split([' ', '=', '[']).next().unwrap_or(flag)));
-        let hint = suggestion.or(valid).or(example);
+        let is_unknown = error.kind() == ErrorKind::UnknownArgument;
+        let stranger = argument.as_deref().filter(|_| is_unknown).and_then(verbs_with);
+        let hint = suggestion.or(valid).or(stranger).or(example.filter(|_| !is_unknown));
         Self::new(Code::Usage, message, hint.unwrap_or_else(|| "see `gateway --help`, or `gateway VERB --help`".into()))
     }
+}
+
+/// Tells a flag of other verbs from one that nobody knows.
+fn verbs_with(flag: &str) -> Option<String> {
+    let flag = flag.strip_prefix("--")?;
+    let command = super::Cli::command();
+    let knows = |verb: &&clap::Command| verb.get_arguments().any(|argument| argument.get_long() == Some(flag));
+    let verbs: Vec<_> = command.get_subcommands().filter(knows).map(|verb| format!("`{}`", verb.get_name())).collect();
+    (!verbs.is_empty())
+        .then(|| format!("--{flag} belongs to {}; `gateway VERB --help` shows what a verb takes", verbs.join(", ")))
 }
