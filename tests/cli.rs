@@ -55,6 +55,18 @@ fn a_flag_of_another_verb_is_told_from_one_that_nobody_knows() {
 }
 
 #[test]
+fn a_secret_file_with_windows_line_ends_was_taken_without_a_word() {
+    let directory = directory();
+    for (text, warned) in [("sixteen bytes and more\r\n", true), ("sixteen bytes and more\n", false)] {
+        std::fs::write(directory.path().join("secret"), text).expect("it is written");
+        let mut command = in_directory(&directory);
+        let output = command.args(["check", "--secret-file", "secret"]).output().expect("the program starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), said.contains("carriage return")), (Some(0), warned), "{said}");
+    }
+}
+
+#[test]
 fn a_daemon_without_a_secret_does_not_start() {
     let output = in_directory(&directory()).args(UNBINDABLE).output().expect("the program starts");
     assert_mistake(&output, 3, "secret");

@@ -73,7 +73,7 @@ impl SecretForm {
         if secrets.iter().any(|secret| secret.bytes().len() < limits::SECRET_BYTES_WEAK) {
             let least = limits::SECRET_BYTES_WEAK;
             warnings.push(format!(
-                "a secret has fewer than {least} bytes: whoever holds a token can guess it; `gateway secret` makes a strong one"
+                "a secret has fewer than {least} bytes: whoever has a token or hears a tunnel begin can guess it; `gateway secret` makes a strong one"
             ));
         }
         let hint = "make one with `(umask 077; gateway secret > secret)`, then pass --secret-file secret";
@@ -119,6 +119,12 @@ fn read_secret(path: &Path, warnings: &mut Vec<String>) -> Result<Secret, Error>
         warnings.push(format!("everybody on this host can use the secret file {shown}: chmod 600 {shown}"));
     }
     let line = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+    if bytes[..line].ends_with(b"\r") {
+        warnings.push(format!(
+            "the first line of {shown} ends in a carriage return, which belongs to the secret, as for openssl: \
+             `sed -i 's/\\r$//' {shown}`, unless the other end has it too"
+        ));
+    }
     let secret = bytes[..line].to_vec();
     bytes.zeroize();
     check_secret(&format!("the first line of {shown}"), secret)
