@@ -124,6 +124,9 @@ pub const REACH_TIMEOUT: Duration = Duration::from_secs(8);
 pub const REACH_PAUSE_MIN: Duration = Duration::from_secs(1);
 pub const REACH_PAUSE_MAX: Duration = Duration::from_secs(30);
 
+/// A service that refuses its players is logged so often: enough to be seen by whoever looks, whatever players do.
+pub const REFUSAL_TOLD_PAUSE: Duration = Duration::from_secs(60);
+
 /// An attempt this old is begun anew when a player comes: its next question may be seconds away, and the name may lead
 /// elsewhere by now. Not sooner, or many players would leave no attempt the time to succeed.
 pub const REACH_STALE: Duration = Duration::from_secs(3);

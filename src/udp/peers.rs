@@ -76,6 +76,24 @@ pub(super) enum Loss {
     Kcptun(kcptun::LostReason),
 }
 
+/// For the log of an operator, who does not know our types.
+impl std::fmt::Display for Loss {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tunnel(LostReason::Unanswered) => "it has not answered",
+            Self::Tunnel(LostReason::Silent) => "it has fallen silent",
+            Self::Tunnel(LostReason::Closed(CloseReason::Done)) => "it needs this tunnel no more",
+            Self::Tunnel(LostReason::Closed(CloseReason::Leaving)) => "it was stopped",
+            Self::Tunnel(LostReason::Closed(CloseReason::Fault)) => "it found a fault in what it was sent",
+            Self::Tunnel(LostReason::Closed(CloseReason::Other(_))) => "it has closed the tunnel",
+            Self::Tunnel(LostReason::Fault) => "it did what the protocol forbids",
+            Self::Kcptun(kcptun::LostReason::Silent) => "it is silent: is it there, with this key and this crypt?",
+            Self::Kcptun(kcptun::LostReason::Garbled) => "it makes no sense: has it the same nocomp and smuxver?",
+            Self::Kcptun(kcptun::LostReason::Replaced) => "it has begun anew",
+        })
+    }
+}
+
 impl Peers {
     pub(super) fn tunnels(settings: tunnel::Settings, seed: [u8; 32]) -> Self {
         Self::Tunnels(Box::new(tunnel::Endpoint::new(settings, seed)))
@@ -235,6 +253,17 @@ impl Peer<'_> {
     pub(super) fn service(&self) -> Option<ServiceName> {
         match self {
             Self::Tunnel(tunnel) => Some(*tunnel.service().0),
+            Self::Kcptun(..) => None,
+        }
+    }
+
+    /// Its TCP and UDP ports, where they are told.
+    pub(super) fn ports(&self) -> Option<(usize, usize)> {
+        match self {
+            Self::Tunnel(tunnel) => {
+                let service = tunnel.service().1;
+                Some((service.tcp_ports.into(), service.udp_ports.into()))
+            }
             Self::Kcptun(..) => None,
         }
     }

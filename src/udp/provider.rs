@@ -106,7 +106,7 @@ impl Provider {
     pub(super) fn note_lost(&mut self, tunnel: PeerId, reason: Loss, streams: &mut Streams, context: &mut Context) {
         if let Some(service) = self.tunnels.remove(&tunnel) {
             let service = self.services.get(service).map(|provided| tracing::field::display(provided.name));
-            tracing::info!(service, ?reason, "a visitor is gone");
+            tracing::info!(service, %reason, "a visitor is gone");
         }
         streams.cut_all(tunnel, context);
         self.games
@@ -141,7 +141,7 @@ impl Provider {
         let connected = socket::connect(target).and_then(|socket| {
             socket::prepare(socket.as_fd())?;
             socket::keep_alive(socket.as_fd(), crate::tcp::LIVENESS)?;
-            streams.add(socket, State::Dialing { joint, until, header, peer_ended: None }, context)
+            streams.add(socket, State::Dialing { joint, target, until, header, peer_ended: None }, context)
         });
         match connected {
             Ok(key) => {

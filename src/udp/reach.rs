@@ -30,6 +30,8 @@ pub(super) struct Reach {
     down_since: Instant,
     /// That nobody can be reached was logged.
     told: bool,
+    /// The last look-up of its name found no address, or has not ended.
+    nameless: bool,
     /// Counts attempts, so that late answers of name servers find nobody.
     attempts: u32,
 }
@@ -78,6 +80,7 @@ impl Reach {
             pause: Duration::ZERO,
             down_since: now,
             told: false,
+            nameless: false,
             attempts: 0,
         }
     }
@@ -139,11 +142,17 @@ impl Reach {
             return;
         }
         self.told = true;
-        tracing::warn!(
-            service = %visited.name,
-            "the provider does not answer: is it there, with this service and this secret? Trying on; players wait up to {} s",
-            limits::TUNNEL_WAIT.as_secs()
-        );
+        let (service, peer) = (visited.name, &visited.peer);
+        let wait = limits::TUNNEL_WAIT.as_secs();
+        if self.nameless {
+            tracing::warn!(%service, %peer, "no address is known for the provider's name. Trying on; players wait up to {wait} s");
+        } else {
+            tracing::warn!(
+                %service, %peer,
+                "the provider does not answer: is it there, with this service and this secret, and does a firewall let UDP \
+                 through? Trying on; players wait up to {wait} s"
+            );
+        }
     }
 
     fn begin(&mut self, visited: &Visited, names: &Names<Asker>, context: &Context) {
@@ -151,6 +160,7 @@ impl Reach {
         let untried = match &visited.peer {
             Target::Address(address) => Some(VecDeque::from([*address])),
             Target::Name { host, .. } => {
+                self.nameless = true;
                 names.ask(Asker { service: self.service, attempt: self.attempts }, host, limits::REACH_TIMEOUT);
                 None
             }
@@ -163,6 +173,7 @@ impl Reach {
     pub(super) fn note_found(&mut self, asker: Asker, addresses: Vec<std::net::IpAddr>, visited: &Visited) {
         let Target::Name { port, .. } = visited.peer else { return };
         let Some(attempt) = self.attempt.as_mut().filter(|_| asker.attempt == self.attempts) else { return };
+        self.nameless = addresses.is_empty();
         attempt.untried = Some(alternate(addresses).map(|ip| SocketAddr::new(ip, port)).collect());
     }
 
@@ -250,7 +261,7 @@ impl Reach {
         if self.up.take_if(|up| up.tunnel == tunnel).is_none() {
             return Change::None;
         }
-        tracing::info!(service = %visited.name, ?reason, "the peer is lost; its games end");
+        tracing::info!(service = %visited.name, %reason, "the peer is lost; its games end");
         (self.down_since, self.retry_at) = (context.now, context.now);
         Change::Down
     }

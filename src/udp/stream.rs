@@ -42,6 +42,7 @@ pub(super) enum State {
     /// A provider's: the service is being connected to.
     Dialing {
         joint: Joint,
+        target: SocketAddr,
         until: Instant,
         header: Vec<u8>,
         peer_ended: Option<PeerEnded>,
@@ -115,8 +116,8 @@ pub(super) enum Ending {
     TunnelLost,
     /// There was no tunnel in time.
     NoTunnel,
-    /// The service cannot be connected to.
-    Refused,
+    /// The service cannot be connected to, there.
+    Refused(SocketAddr),
     IdleTooLong,
 }
 
@@ -180,13 +181,13 @@ impl Stream {
 
     /// The service has answered, or has not.
     fn dial(&mut self, context: &mut Context) -> Next {
-        let State::Dialing { joint, until, header, peer_ended } = &mut self.state else { return Next::Wait };
-        let (joint, ended) = (*joint, *peer_ended);
+        let State::Dialing { joint, target, until, header, peer_ended } = &mut self.state else { return Next::Wait };
+        let (joint, target, ended) = (*joint, *target, *peer_ended);
         let refused = |context: &mut Context, reason| {
             if let Some(mut tunnel) = context.peers.get(joint.peer) {
                 tunnel.reset(joint.stream, reason);
             }
-            Next::Close(Ending::Refused)
+            Next::Close(Ending::Refused(target))
         };
         if *until <= context.now {
             return refused(context, ResetReason::TimedOut);

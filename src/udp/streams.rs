@@ -1,7 +1,9 @@
 //! All connections of a worker that are joined to streams of tunnels, or wait for it.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
 
 use slab::Slab;
 
@@ -9,6 +11,7 @@ use super::peers::PeerId;
 use super::stream::{Ending, Joint, Next, State, Stream};
 use super::{Context, Key};
 use crate::engine::{Readiness, Token};
+use crate::limits;
 use crate::sys::socket;
 use crate::tcp::Side;
 
@@ -22,6 +25,8 @@ pub(super) struct Streams {
     /// Those that have more to do, each once.
     again: VecDeque<Key>,
     generations: u32,
+    /// When it was last logged that a service cannot be connected to.
+    refusal_told: Option<Instant>,
 }
 
 impl Streams {
@@ -182,5 +187,16 @@ impl Streams {
             "stream closed"
         );
         context.engine.forget(stream.side.socket, stream.side.token);
+        if let Ending::Refused(service) = ending {
+            self.warn_of_refusal(service, context.now);
+        }
+    }
+
+    /// Players see no more than a reset: this log is where the operator learns why. Not for each of them.
+    fn warn_of_refusal(&mut self, service: SocketAddr, now: Instant) {
+        if self.refusal_told.is_none_or(|told| told + limits::REFUSAL_TOLD_PAUSE <= now) {
+            self.refusal_told = Some(now);
+            tracing::warn!(%service, "the service cannot be connected to, and its players are turned away: does it run, and listen there?");
+        }
     }
 }

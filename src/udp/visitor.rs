@@ -255,6 +255,7 @@ impl Visitor {
         for service in 0..self.services.len() {
             match self.reaches[service].note_established(tunnel, &self.services[service], context) {
                 Change::Up { tunnel, replaced } => {
+                    warn_of_missing_ports(&self.services[service], tunnel, context);
                     if let Some(old) = replaced {
                         streams.cut_all(old, context);
                     }
@@ -288,5 +289,16 @@ impl Visitor {
         for arena in self.arenas.drain(..) {
             context.engine.forget(arena.socket, arena.token);
         }
+    }
+}
+
+/// Ports are counted: whoever comes to one that the provider has not is turned away, and would not know why.
+fn warn_of_missing_ports(visited: &Visited, tunnel: PeerId, context: &mut Context) {
+    let Some((tcp, udp)) = context.peers.get(tunnel).and_then(|peer| peer.ports()) else { return };
+    if visited.tcp > tcp || visited.udp > udp {
+        tracing::warn!(
+            service = %visited.name, tcp, udp,
+            "the provider has so few ports: players of those that come after them here are turned away"
+        );
     }
 }

@@ -1,0 +1,54 @@
+//! What the operator of a tunnel reads when it does not do what he wants: real daemons, real sockets.
+
+mod common;
+
+use std::io::Read;
+
+use common::tunnel::*;
+use common::{closed_port, connect, echo_backend, echoes, program};
+
+#[test]
+fn a_service_that_cannot_be_connected_to_is_told_of_once_and_not_for_each_player() {
+    let (_bound, closed) = closed_port();
+    let pair = Pair::start("auto", &["--tcp", &closed.to_string()]);
+    for _player in 0..3 {
+        connect(pair.visitor.tcp()).read(&mut [0]).expect_err("he is turned away");
+    }
+    let told = "the service cannot be connected to, and its players";
+    pair.provider.wait_for_log(told);
+    assert_eq!(pair.provider.log().matches(told).count(), 1, "{}", pair.provider.log());
+    assert!(pair.provider.log().contains(&format!("service={closed}")), "{}", pair.provider.log());
+}
+
+#[test]
+fn a_visitor_with_more_ports_than_the_provider_is_told() {
+    let provider = Daemon::provide("auto", &["--tcp", &echo_backend().to_string()]);
+    let fitting = Daemon::visit("auto", provider.udp(), &["--tcp", "127.0.0.1:0"]);
+    let too_many = Daemon::visit("auto", provider.udp(), &["--tcp", "127.0.0.1:0", "--udp", "127.0.0.1:0"]);
+    for visitor in [&fitting, &too_many] {
+        assert!(echoes(&mut connect(visitor.tcp())));
+    }
+    too_many.wait_for_log("the provider has so few ports");
+    assert!(!fitting.log().contains("the provider has so few ports"));
+}
+
+#[test]
+fn a_name_without_an_address_is_told_from_a_provider_that_does_not_answer() {
+    let (_bound, silent) = closed_port();
+    let visit = |peer: &str| Daemon::start(program(), &["visit", "game", "--tcp", "127.0.0.1:0", "--peer", peer]);
+    let (nameless, unanswered) = (visit("no-such-host.invalid:29900"), visit(&silent.to_string()));
+    nameless.wait_for_log("no address is known for the provider's name");
+    unanswered.wait_for_log("the provider does not answer");
+    assert!(nameless.log().contains("peer=no-such-host.invalid:29900"), "{}", nameless.log());
+    assert!(!nameless.log().contains("does not answer"), "{}", nameless.log());
+    assert!(unanswered.log().contains(&format!("peer={silent}")), "{}", unanswered.log());
+}
+
+#[test]
+fn the_log_says_in_words_why_a_peer_is_gone() {
+    let pair = Pair::start("auto", &["--tcp", &echo_backend().to_string()]);
+    assert!(echoes(&mut connect(pair.visitor.tcp())));
+    pair.provider.signal("TERM");
+    pair.visitor.wait_for_log("the peer is lost");
+    assert!(pair.visitor.log().contains("it was stopped"), "{}", pair.visitor.log());
+}
