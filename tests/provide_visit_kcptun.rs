@@ -109,6 +109,7 @@ fn what_kcptun_cannot_carry_is_refused_at_the_start() {
         (&["--udp", "127.0.0.1:1"][..], "one TCP port"),
         (&["--proxy-protocol"], "one TCP port"),
         (&["--listen-udp", "127.0.0.1:0"], "listen-udp"),
+        (&["--rate", "20M"], "rate"),
         (&["--crypt", "rot13"], "rot13"),
         (&["--smuxver", "3"], "smuxver"),
         (&["--mode", "game"], "mode"),
@@ -119,6 +120,15 @@ fn what_kcptun_cannot_carry_is_refused_at_the_start() {
         assert_eq!(output.status.code(), Some(3), "{flags:?}: {said}");
         assert!(said.contains(named) && said.contains("hint: ") && !said.contains(KEY), "{flags:?}: {said}");
     }
+}
+
+#[test]
+fn a_visitor_is_not_given_two_peers_of_which_one_is_forgotten() {
+    let flags = ["visit", "game", "--tcp", "192.0.2.1:80", "--key", KEY];
+    let output = output(&[&flags[..], &["--peer", "127.0.0.1:1", "--kcptun-peer", "127.0.0.1:1"]].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("`kcptun-peer` and `peer`") && !said.contains(KEY), "{said}");
 }
 
 fn pair(engine: &str, shape: &[&str]) -> (Daemon, Daemon) {

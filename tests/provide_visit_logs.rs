@@ -5,7 +5,7 @@ mod common;
 use std::io::Read;
 
 use common::tunnel::*;
-use common::{closed_port, connect, echo_backend, echoes, program};
+use common::{backend, closed_port, connect, echo_backend, echoes, program};
 
 #[test]
 fn a_service_that_cannot_be_connected_to_is_told_of_once_and_not_for_each_player() {
@@ -51,4 +51,23 @@ fn the_log_says_in_words_why_a_peer_is_gone() {
     pair.provider.signal("TERM");
     pair.visitor.wait_for_log("the peer is lost");
     assert!(pair.visitor.log().contains("it was stopped"), "{}", pair.visitor.log());
+}
+
+#[test]
+fn the_proxy_protocol_of_the_command_line_was_forgotten_for_the_services_of_a_file() {
+    let (heard, hears) = std::sync::mpsc::channel();
+    let service = backend(move |mut stream| {
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).expect("the header comes before the player's first byte");
+        heard.send(first).expect("the test listens");
+    });
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), format!("[[provide]]\nname = \"game\"\ntcp = \"{service}\"\n")).expect("it is written");
+    let path = file.path().to_str().expect("a plain path");
+    let flags = ["provide", "--config", path, "--proxy-protocol", "--listen-udp", "127.0.0.1:0"];
+    let provider = Daemon::start(program(), &flags);
+    let visitor = Daemon::visit("auto", provider.udp(), &["--tcp", "127.0.0.1:0"]);
+    let address = visitor.tcp();
+    let _player = connect(address);
+    assert_eq!(&hears.recv_timeout(common::PATIENCE).expect("it is connected"), b"\r\n\r\n\0\r\nQUIT\n");
 }

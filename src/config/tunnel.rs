@@ -67,6 +67,7 @@ pub struct ProvideTable {
     pub tcp: Vec<SocketAddr>,
     #[serde(deserialize_with = "one_or_many")]
     pub udp: Vec<SocketAddr>,
+    /// That of the file or the command line, when it is missing here.
     pub proxy_protocol: Option<bool>,
 }
 
@@ -164,7 +165,8 @@ impl ProvideForm {
             |flags| flags.name.is_none() && flags.tcp.is_empty() && flags.udp.is_empty(),
             form.provide,
         );
-        let services = tables.into_iter().map(ProvideTable::resolve).collect::<Result<Vec<_>, _>>()?;
+        let services =
+            tables.into_iter().map(|table| table.resolve(form.proxy_protocol)).collect::<Result<Vec<_>, _>>()?;
         check(
             services.iter().map(|of| (of.name, of.tcp.len(), of.udp.len())),
             "gateway provide NAME --tcp 127.0.0.1:7777",
@@ -182,9 +184,10 @@ impl ProvideForm {
 }
 
 impl ProvideTable {
-    fn resolve(self) -> Result<Provided, Error> {
+    fn resolve(self, proxy_protocol: Option<bool>) -> Result<Provided, Error> {
         let name = self.name.ok_or_else(nameless)?;
-        Ok(Provided { name, tcp: self.tcp, udp: self.udp, proxy_header: self.proxy_protocol.unwrap_or(false) })
+        let proxy_header = self.proxy_protocol.or(proxy_protocol).unwrap_or(false);
+        Ok(Provided { name, tcp: self.tcp, udp: self.udp, proxy_header })
     }
 }
 
@@ -198,6 +201,12 @@ impl VisitForm {
         let flags = VisitTable { name: form.name, tcp: form.tcp, udp: form.udp, peer: form.peer.clone() };
         let tables =
             with_flags(flags, |flags| flags.name.is_none() && flags.tcp.is_empty() && flags.udp.is_empty(), form.visit);
+        if form.kcptun_peer.is_some() && form.peer.is_some() {
+            return Err(Error::new(
+                "`kcptun-peer` and `peer` are both given",
+                "a daemon speaks one of the two: start another",
+            ));
+        }
         let peer = form.kcptun_peer.as_ref().or(form.peer.as_ref());
         let services = tables.iter().map(|table| table.resolve(peer)).collect::<Result<Vec<_>, _>>()?;
         check(
@@ -234,6 +243,9 @@ impl TunnelForm {
     /// `file` is what stands there alone: secrets have an order of their own.
     fn resolve(self, file: &Self, doors: Vec<Door>, role: Role, kcptun: bool) -> Result<Config, Error> {
         let mut warnings = Vec::new();
+        if kcptun && self.rate.is_some() {
+            return Err(Error::new("kcptun knows no `rate`", "leave it out; `sndwnd` bounds what is on its way"));
+        }
         let (protocol, keys) = if kcptun {
             let secrets = (&self.secrets, &file.secrets);
             let keys = self.kcptun.keyring(&file.kcptun, secrets, &mut warnings)?;
@@ -274,7 +286,7 @@ fn with_flags<T>(flags: T, is_empty: impl Fn(&T) -> bool, tables: Vec<T>) -> Vec
 }
 
 fn nameless() -> Error {
-    Error::new("a service has no name", "give it one: letters, digits, `.`, `_` and `-`")
+    Error::new("a service has no name", "give it one, right after the verb: letters, digits, `.`, `_` and `-`")
 }
 
 /// Services by name, with the numbers of their TCP and UDP ports.
