@@ -3,9 +3,10 @@
 mod common;
 
 use std::io::Read;
+use std::net::UdpSocket;
 
 use common::tunnel::*;
-use common::{backend, closed_port, connect, echo_backend, echoes, program};
+use common::{ENGINES, backend, closed_port, connect, echo_backend, echoes, program, signal, wait_until};
 
 #[test]
 fn a_service_that_cannot_be_connected_to_is_told_of_once_and_not_for_each_player() {
@@ -51,6 +52,23 @@ fn the_log_says_in_words_why_a_peer_is_gone() {
     pair.provider.signal("TERM");
     pair.visitor.wait_for_log("the peer is lost");
     assert!(pair.visitor.log().contains("it was stopped"), "{}", pair.visitor.log());
+}
+
+#[test]
+fn a_worker_whose_supervisor_was_killed_kept_its_port_and_could_not_be_told_to_stop() {
+    for engine in ENGINES {
+        let pair = Pair::start(engine, &["--tcp", &echo_backend().to_string()]);
+        let (worker, address) = (pair.provider.workers()[0], pair.provider.udp());
+        let mut game = connect(pair.visitor.tcp());
+        assert!(echoes(&mut game));
+        pair.provider.signal("KILL");
+        pair.provider.wait_for_log("the supervisor is gone");
+        assert!(echoes(&mut game), "the game goes on");
+        assert!(UdpSocket::bind(address).is_err(), "and has its port");
+        signal(worker, "TERM");
+        wait_until(|| UdpSocket::bind(address).is_ok(), || format!("{address} is still taken"));
+        assert!(game.read(&mut [0]).is_err(), "it was cut");
+    }
 }
 
 #[test]

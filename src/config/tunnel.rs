@@ -122,11 +122,11 @@ pub struct VisitTable {
 #[derive(Clone, Debug, Default, clap::Args, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct TunnelForm {
-    /// How much bandwidth goes into speed [default: game]
+    /// How much bandwidth goes into speed, of what this end sends [default: game]
     #[arg(long, value_enum, env = "GATEWAY_MODE", help_heading = "Tunnel")]
     pub mode: Option<Mode>,
 
-    /// Bits a second that bulk may take, such as 20M [default: what the path bears]
+    /// Bits a second of bulk that this end may send, such as 20M [default: what the path bears]
     #[arg(long, value_name = "BITS", env = "GATEWAY_RATE", help_heading = "Tunnel")]
     pub rate: Option<Rate>,
 

@@ -3,7 +3,7 @@
 //! The supervisor starts it with a control socket as its standard input. The first message is its whole configuration, with the
 //! listening sockets beside it and the secrets behind it, so that nothing secret is ever in argv or in the environment. From
 //! then on the worker says that it lives, and the supervisor says when to change, to drain and to stop. When the supervisor is
-//! gone the worker drains: its games go on until they end.
+//! gone the worker drains: its games go on until they end, or until it gets a TERM, which then means what a second one means.
 //!
 //! The runtime does what is of low rate: orders, names, signals, time. The data plane, [`crate::tcp::Tcp`] or
 //! [`crate::udp::Udp`], is only woken by it.
@@ -147,14 +147,10 @@ async fn work(boot: Boot) -> io::Result<()> {
     control.report_ready().await?;
 
     // What is sent to a whole process group reaches workers too; what it means, the supervisor decides.
-    let _heard = [
-        SignalKind::interrupt(),
-        SignalKind::hangup(),
-        SignalKind::terminate(),
-        SignalKind::user_defined1(),
-        SignalKind::user_defined2(),
-    ]
-    .map(signal);
+    let _heard =
+        [SignalKind::interrupt(), SignalKind::hangup(), SignalKind::user_defined1(), SignalKind::user_defined2()]
+            .map(signal);
+    let mut terminate = signal(SignalKind::terminate())?;
     let mut next_beat = sys::clock::now();
     loop {
         // The thread waits in here, and leaves for the runtime when that has something to do.
@@ -181,7 +177,16 @@ async fn work(boot: Boot) -> io::Result<()> {
                     plane.leave();
                     return Ok(());
                 }
-                Some((Order::Drain | Order::Boot { .. }, _)) | None => plane.drain(),
+                Some((Order::Drain | Order::Boot { .. }, _)) => plane.drain(),
+                None => {
+                    tracing::warn!(pid = std::process::id(), "the supervisor is gone: nobody new, running games go on; TERM stops them");
+                    plane.drain();
+                }
+            },
+            Some(()) = terminate.recv() => if control.ended {
+                plane.stop();
+                plane.leave();
+                return Ok(());
             },
             () = plane.hear_names() => {}
             () = tokio::task::yield_now() => {} // the runtime looks at its poll set, and runs its tasks
