@@ -105,6 +105,9 @@ fn a_secret_of_the_environment_beats_those_of_the_file_and_an_empty_one_is_none(
         assert!(said.lines().any(|line| line == row), "{variable:?} is not {row}: {said}");
     }
     let mut command = in_directory(&directory);
+    command.args(["check", "--config", "gateway.toml", "--secret", SECRET]);
+    assert!(succeeds(&mut command).lines().any(|row| row == "secrets = 1"), "what was typed was forgotten");
+    let mut command = in_directory(&directory);
     let output = command.arg("check").env("GATEWAY_SECRET", "").output().expect("the program starts");
     assert_mistake(&output, 3, "no secret is given");
 }

@@ -72,6 +72,30 @@ fn a_worker_whose_supervisor_was_killed_kept_its_port_and_could_not_be_told_to_s
 }
 
 #[test]
+fn a_tunnel_took_the_secret_of_its_file_before_that_of_the_environment() {
+    let provider = Daemon::provide("auto", &["--tcp", &echo_backend().to_string()]);
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    let path = file.path().to_str().expect("a plain path");
+    let peer = provider.udp().to_string();
+    let wrong = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(wrong.path(), "the secret of somebody else\n").expect("it is written");
+    let in_file = [format!("secret-file = {:?}", wrong.path()), "secret = 'the secret of somebody else'".into()];
+    for (line, is_typed) in in_file.iter().flat_map(|line| [(line, false), (line, true)]) {
+        std::fs::write(file.path(), line).expect("it is written");
+        let mut command = program();
+        let mut flags = vec!["visit", "game", "--tcp", "127.0.0.1:0", "--peer", &peer, "--config", path];
+        if is_typed {
+            flags.extend(["--secret", SECRET]);
+        } else {
+            command.env("GATEWAY_SECRET", SECRET);
+        }
+        let visitor = Daemon::start(command, &flags);
+        assert!(echoes(&mut connect(visitor.tcp())), "{line}, typed: {is_typed}");
+        assert_eq!(visitor.log().contains("`ps`"), is_typed, "{}", visitor.log());
+    }
+}
+
+#[test]
 fn the_proxy_protocol_of_the_command_line_was_forgotten_for_the_services_of_a_file() {
     let (heard, hears) = std::sync::mpsc::channel();
     let service = backend(move |mut stream| {

@@ -129,7 +129,7 @@ impl KcptunForm {
 
     pub(super) fn over(self, other: Self) -> Self {
         Self {
-            key: self.key.or(other.key),
+            key: self.key, // that of the file comes after the environment
             crypt: self.crypt.or(other.crypt),
             datashard: self.datashard.or(other.datashard),
             parityshard: self.parityshard.or(other.parityshard),

@@ -81,10 +81,10 @@ impl SecretForm {
     }
 
     /// The first place that has something. Files named by `file` come before the credential, as if they had been typed, but
-    /// the environment goes before the file.
+    /// the environment and what was typed go before the file.
     fn secrets(&self, file: &Self, warnings: &mut Vec<String>) -> Result<Vec<Secret>, Error> {
         let mut files = &self.secret_file;
-        if files.is_empty() && self.environment.is_none() {
+        if files.is_empty() && self.environment.is_none() && self.secret.is_none() {
             files = &file.secret_file;
         }
         if !files.is_empty() {

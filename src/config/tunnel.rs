@@ -348,7 +348,7 @@ impl TunnelForm {
             rate: self.rate.or(other.rate),
             kcptun: self.kcptun.over(other.kcptun),
             daemon: self.daemon.over(other.daemon),
-            secrets: self.secrets.over(other.secrets),
+            secrets: self.secrets, // they have an order of their own
             log: self.log.over(other.log),
             config: self.config,
         }

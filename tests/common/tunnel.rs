@@ -38,7 +38,8 @@ impl Daemon {
         let directory = tempfile::tempdir().expect("a temporary directory");
         std::fs::write(directory.path().join("secret"), format!("{SECRET}\n")).expect("the secret is written");
         command.args(flags).args(["--log-level", "debug"]);
-        if !flags.iter().any(|flag| flag.starts_with("--secret")) {
+        let has_secret = command.get_envs().any(|(name, _)| name == "GATEWAY_SECRET");
+        if !has_secret && !flags.iter().any(|flag| flag.starts_with("--secret")) {
             command.args(["--secret-file", "secret"]);
         }
         command.current_dir(directory.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
