@@ -67,6 +67,11 @@ impl Initiator {
         (Self { noise, id: offer.id }, message)
     }
 
+    /// That of the offer.
+    pub fn id(&self) -> Id {
+        self.id
+    }
+
     /// Takes the answer. After an error it can be called again with the next datagram, after a success no more.
     ///
     /// # Errors

@@ -220,7 +220,7 @@ impl Tunnel {
     }
 
     pub(super) fn renewal_at(&self) -> Option<u64> {
-        self.sessions.renewal_at().filter(|_| self.role == Role::Visitor)
+        (self.role == Role::Visitor).then(|| self.sessions.renewal_at())
     }
 
     /// Begins or answers a handshake for a session in which packets come to `id`. Whether it did.
@@ -228,7 +228,7 @@ impl Tunnel {
         let has_aes = self.settings.has_aes;
         let Some(message) = self.offer.take() else {
             let offer = Offer { id, has_aes, service: self.name };
-            let message = self.sessions.offer(&self.key, &offer, random);
+            let message = self.sessions.offer(now, &self.key, &offer, random);
             self.control.push(Message::Renew(Box::new(message)));
             return true;
         };
