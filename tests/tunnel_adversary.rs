@@ -6,7 +6,7 @@ mod sim;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use gateway::proto::tunnel::handshake::Initiator;
+use gateway::proto::tunnel::handshake::{Initiator, OFFER_BYTES};
 use gateway::proto::tunnel::random::Random;
 use gateway::proto::tunnel::seal::Session;
 use gateway::proto::tunnel::wire::{Id, Offer};
@@ -198,6 +198,31 @@ fn no_number_of_handshakes_fills_the_memory_or_the_processor() {
     wire.sides[0].connect(wire.now, address(2));
     wire.run_for(SECOND);
     assert_eq!(wire.sides[1].established, 2, "others are welcome again");
+}
+
+#[test]
+fn a_flood_of_offers_that_fail_costs_little_work_and_takes_no_other_addresses_turn() {
+    let mut endpoint = Endpoint::new(Settings::default(), [5; 32]);
+    let key = key(SECRET);
+    endpoint.serve(key.clone(), name(SERVICE), Service::default());
+    let mut random = Random::new([6; 32]);
+    let mut offer = || {
+        let offer = Offer { id: Id(random.draw()), has_aes: true, service: name(SERVICE) };
+        Initiator::new(&key, &offer, &mut random).1
+    };
+    let mut is_answered = |now, from, mut offer: [u8; OFFER_BYTES]| {
+        endpoint.handle_datagram(now, from, &mut offer);
+        endpoint.poll_transmit(now, &mut Vec::new()).is_some()
+    };
+    let mut forged = offer();
+    for at in 0..1_000 {
+        forged[20..28].copy_from_slice(&u64::to_be_bytes(at));
+        assert!(!is_answered(at * MS, address(1), forged));
+    }
+    let end = 999 * MS;
+    assert!(!is_answered(end, address(1), offer()), "nobody looks at what that address says, however genuine");
+    assert!((2..12).all(|host| is_answered(end, address(host), offer())), "others notice nothing");
+    assert!(is_answered(end + SECOND, address(1), offer()), "and it does once the flood is over");
 }
 
 /// A visitor who knows the secret, and says what he likes.

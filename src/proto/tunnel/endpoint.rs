@@ -11,7 +11,7 @@ use slab::Slab;
 
 use super::deadlines::Deadlines;
 use super::events::{Event, LostReason};
-use super::greeter::{Greeter, Greeting, Pending};
+use super::greeter::{Greeter, Greeting, Pending, Stranger};
 use super::handshake::{ANSWER_BYTES, Initiator, OFFER_BYTES};
 use super::keys::Key;
 use super::peer::{Beginning, Role, Tunnel};
@@ -89,8 +89,8 @@ impl Endpoint {
     pub fn new(settings: Settings, seed: [u8; 32]) -> Self {
         Self {
             settings,
+            greeter: Greeter::new(&seed),
             random: Random::new(seed),
-            greeter: Greeter::default(),
             ids: HashMap::new(),
             slots: Slab::new(),
             serial: 0,
@@ -258,7 +258,7 @@ impl Endpoint {
     fn greet(&mut self, now: u64, from: SocketAddr, to: Id, datagram: &[u8]) {
         let new_id = self.new_id();
         let has_aes = self.settings.has_aes;
-        let answer = match self.greeter.greet(now, to, datagram, has_aes, new_id, &mut self.random) {
+        let answer = match self.greeter.greet(now, Stranger { from, to, datagram }, has_aes, new_id, &mut self.random) {
             Greeting::New(answer) => {
                 self.ids.insert(new_id, Receiver::Greeter);
                 self.forget_stale_answers(now);

@@ -1,18 +1,20 @@
 //! Answers handshakes. A tunnel begins only when a packet has come under the keys that an answer led to: whoever repeats what
 //! others have said gets answers, a few, and nothing else.
 //!
-//! An offer under a wrong key or for an unknown service is passed over in silence. Each that is not costs a Diffie-Hellman, so
-//! there is a limit to their rate. The same offer again, since the answer was lost, gets the same answer; but not once its tunnel
+//! An offer under a wrong key or for an unknown service is passed over in silence; `tries` bounds what that costs. Each that is
+//! not costs a Diffie-Hellman, so there is a limit to their rate, which those others cannot use up. The same offer again, since the answer was lost, gets the same answer; but not once its tunnel
 //! has begun or it was forgotten.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::handshake::{self, ANSWER_BYTES, OFFER_BYTES};
+use super::handshake::{self, ANSWER_BYTES, OFFER_BYTES, Responder};
 use super::keys::Key;
 use super::random::Random;
 use super::seal::Session;
-use super::wire::{Answer, Cipher, Id};
+use super::tries::{Allowance, Tries};
+use super::wire::{Answer, Cipher, Id, Offer};
 use super::{Service, ServiceName};
 
 /// Answers that wait for a first packet, and for how long, in µs: as long as visitors ask. Over it the oldest is forgotten.
@@ -26,14 +28,13 @@ const KNOWN_MAX: usize = 1024;
 const PER_SECOND: u64 = 50;
 const AT_ONCE: u64 = 100;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Greeter {
     services: Vec<Served>,
     pending: VecDeque<Pending>,
     known: VecDeque<Fingerprint>,
-    /// Handshakes that may be answered now, in parts of a million.
-    allowance: u64,
-    allowed_at: Option<u64>,
+    allowance: Allowance<PER_SECOND, AT_ONCE>,
+    tries: Tries,
 }
 
 #[derive(Debug)]
@@ -59,6 +60,14 @@ pub struct Pending {
 /// Of an offer: half of its ephemeral key, which is random.
 type Fingerprint = [u8; 16];
 
+/// Who says what, to the id of a key.
+#[derive(Clone, Copy, Debug)]
+pub struct Stranger<'a> {
+    pub from: SocketAddr,
+    pub to: Id,
+    pub datagram: &'a [u8],
+}
+
 /// What is to be done about an offer.
 pub enum Greeting {
     /// Send this. With it a session has begun to wait for its first packet, and perhaps others have ceased to.
@@ -69,6 +78,17 @@ pub enum Greeting {
 }
 
 impl Greeter {
+    /// `seed` may be used for other things, too.
+    pub fn new(seed: &[u8; 32]) -> Self {
+        Self {
+            services: Vec::new(),
+            pending: VecDeque::new(),
+            known: VecDeque::new(),
+            allowance: Allowance::new(),
+            tries: Tries::new(seed),
+        }
+    }
+
     /// The same name and key again replace what they offered.
     pub fn serve(&mut self, key: Arc<Key>, name: ServiceName, service: Service) {
         self.services.retain(|served| served.name != name || served.key.id() != key.id());
@@ -86,28 +106,28 @@ impl Greeter {
     pub fn greet(
         &mut self,
         now: u64,
-        to: Id,
-        offer: &[u8],
+        Stranger { from, to, datagram }: Stranger<'_>,
         has_aes: bool,
         new_id: Id,
         random: &mut Random,
     ) -> Greeting {
-        let Ok(datagram) = <[u8; OFFER_BYTES]>::try_from(offer) else { return Greeting::Silence };
+        let Ok(datagram) = <[u8; OFFER_BYTES]>::try_from(datagram) else { return Greeting::Silence };
         if let Some(pending) = self.pending.iter().find(|pending| pending.offer == datagram) {
             return Greeting::Again(pending.answer);
         }
-        if self.known.contains(&fingerprint(&datagram)) || !self.has_allowance(now) {
+        let tries = self.tries.of(from);
+        if self.known.contains(&fingerprint(&datagram)) || !self.allowance.is_left(now) || !tries.is_left(now) {
             return Greeting::Silence;
         }
-        let Some(served) = self.services.iter().find(|served| served.key.id() == to) else { return Greeting::Silence };
-        let Ok((offer, responder)) = handshake::respond(&served.key, offer, random) else { return Greeting::Silence };
-        let is_asked_for = |served: &&Served| served.key.id() == to && served.name == offer.service;
-        let Some(served) = self.services.iter().find(is_asked_for) else { return Greeting::Silence };
+        let Some((offer, responder, served)) = try_offer(&self.services, to, &datagram, random) else {
+            tries.take();
+            return Greeting::Silence;
+        };
         let cipher = Cipher::for_both(has_aes, offer.has_aes);
         let (answer, session) = responder.answer(now, &served.answer(new_id, cipher));
         let (key, name, service) = (served.key.clone(), served.name, served.service);
         let until = now + PENDING_US;
-        self.allowance -= 1_000_000;
+        self.allowance.take();
         self.remember(Pending { session, key, name, service, offer: datagram, answer, until });
         Greeting::New(answer)
     }
@@ -118,13 +138,6 @@ impl Greeter {
             self.known.pop_front();
         }
         self.pending.push_back(pending);
-    }
-
-    fn has_allowance(&mut self, now: u64) -> bool {
-        let passed = self.allowed_at.map_or(u64::MAX, |at| now.saturating_sub(at));
-        self.allowed_at = Some(now.max(self.allowed_at.unwrap_or(0)));
-        self.allowance = self.allowance.saturating_add(passed.saturating_mul(PER_SECOND)).min(AT_ONCE * 1_000_000);
-        self.allowance >= 1_000_000
     }
 
     /// The session that waits for packets to `id`.
@@ -151,6 +164,20 @@ impl Greeter {
     pub fn next_timeout(&self) -> Option<u64> {
         self.pending.front().map(|pending| pending.until)
     }
+}
+
+/// What has to be done to know whether the offer is authentic and for a service of ours.
+fn try_offer<'a>(
+    services: &'a [Served],
+    to: Id,
+    datagram: &[u8; OFFER_BYTES],
+    random: &mut Random,
+) -> Option<(Offer, Responder, &'a Served)> {
+    let of_key = |served: &&Served| served.key.id() == to;
+    let key = &services.iter().find(of_key)?.key;
+    let (offer, responder) = handshake::respond(key, datagram, random).ok()?;
+    let served = services.iter().filter(of_key).find(|served| served.name == offer.service)?;
+    Some((offer, responder, served))
 }
 
 impl Served {

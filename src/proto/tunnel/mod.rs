@@ -14,8 +14,8 @@
 //!
 //! The files, in the order in which a packet meets them:
 //!
-//! * on its way in: `endpoint` finds the tunnel, `greeter` is for strangers, `sessions` and `seal` open the packet,
-//!   `receive` deals with its `frames`, `life` with streams (`stream`, `streams`, `control`);
+//! * on its way in: `endpoint` finds the tunnel, `greeter` is for strangers, and `tries` bounds what they cost, `sessions` and
+//!   `seal` open the packet, `receive` deals with its `frames`, `life` with streams (`stream`, `streams`, `control`);
 //! * on its way out: `schedule` fills packets, `pacer` says when bulk may leave, `repeats` how often games are repeated;
 //! * beside that: `path`, `liveness` and `mtu` know the way, `reports` what it loses.
 //!
@@ -51,6 +51,7 @@ mod sessions;
 mod settings;
 mod stream;
 mod streams;
+mod tries;
 mod window;
 pub mod wire;
 
