@@ -97,6 +97,33 @@ fn a_reader_that_stops_for_minutes_does_not_end_the_session_and_holds_up_no_othe
 }
 
 #[test]
+fn many_readers_of_version_2_that_were_promised_much_and_stop_hold_up_no_other() {
+    let mut pair = Pair::with(|settings| settings.version = Version::V2, Path::GOOD);
+    let stopped: Vec<_> = (0..8).map(|_| pair.client().open().expect("a stream")).collect();
+    for stream in &stopped {
+        pair.client().write(*stream, &[1; 1_000]);
+    }
+    pair.run_until(|pair| stopped.iter().all(|stream| pair.client().peek(*stream).len() == 1_000));
+    pair.server.stopped.extend(&stopped);
+    pair.write_for(&stopped, 20 * SECOND);
+    pair.carry(1, 100_000, 1);
+    assert_eq!(pair.streams().1, 8 + 1, "none is cut for it");
+}
+
+#[test]
+fn readers_of_version_2_that_never_read_and_together_stop_all_are_cut_until_the_others_go_on() {
+    let mut pair = Pair::with(|settings| settings.version = Version::V2, Path::GOOD);
+    let stopped: Vec<_> = (0..20).map(|_| pair.client().open().expect("a stream")).collect();
+    pair.run_until(|pair| pair.streams().1 == 20);
+    pair.server.stopped.extend(&stopped);
+    pair.write_for(&stopped, 20 * SECOND);
+    pair.carry(1, 100_000, 1);
+    let is_cut = |event: &&Event| matches!(event, Event::Reset(stream) if stopped.contains(stream));
+    let cut = pair.server.events.iter().filter(is_cut).count();
+    assert!((1..=5).contains(&cut), "{cut} are cut, of which 16 fill what there is");
+}
+
+#[test]
 fn in_version_1_a_reader_that_stops_holds_up_the_others_once_4_mib_are_unread_and_no_session_ends() {
     let change = |settings: &mut Settings| (settings.version, settings.compresses) = (Version::V1, false);
     let mut pair = Pair::with(change, Path::GOOD);
@@ -373,6 +400,18 @@ impl Pair {
             }
             loads.iter().all(|(_, _, read)| *read == length)
         });
+    }
+
+    /// As much as they take.
+    fn write_for(&mut self, streams: &[StreamId], us: u64) {
+        let end = self.now + us;
+        while self.now < end {
+            for stream in streams {
+                self.client().write(*stream, &[1; 100_000]);
+            }
+            let until = self.now + 100 * MS;
+            self.run_until(|pair| pair.now >= until);
+        }
     }
 
     fn run_until(&mut self, mut happened: impl FnMut(&mut Self) -> bool) {

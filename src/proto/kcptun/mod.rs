@@ -60,7 +60,7 @@ pub enum Event {
     /// The peer has closed the stream, and all that it has sent can be read. It reads nothing more: what we have not sent is
     /// dropped, and nothing more can be written.
     Ended(StreamId),
-    /// The peer broke the rules of this stream. What was not read is gone, as is the stream.
+    /// The peer broke the rules of this stream, or it was long not read and held up all others. What was not read is gone, as is the stream.
     Reset(StreamId),
     /// Both ends have closed the stream and all is read: it is gone.
     Forgotten(StreamId),

@@ -199,7 +199,7 @@ impl Session {
     }
 
     /// Counts the first `bytes` of what [`Self::peek`] shows as read. What is not read stops the peer's writer in the end, in
-    /// version 1 the writers of all streams.
+    /// version 1 the writers of all streams; in version 2 a stream that is not read is cut when it is needed for the others.
     ///
     /// # Panics
     /// When it shows fewer.
@@ -306,10 +306,13 @@ impl Session {
         }
     }
 
-    /// While our own readers keep us from listening, the peer is not to blame.
+    /// While our own readers keep us from listening, the peer is not to blame. All that the peer says waits behind what they do
+    /// not read, and they may themselves wait for what it says: this would never end.
     fn judge_silence(&mut self) {
         if self.mux.is_stopped_by_readers() {
             self.heard_at = self.now;
+            self.mux.cut_one_that_stops_all();
+            self.read();
         } else {
             self.lose(LostReason::Silent);
         }

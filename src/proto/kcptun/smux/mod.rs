@@ -8,7 +8,9 @@
 //! peer that finishes is answered at once, and what was not sent is dropped. If it is us, what the peer sent before it heard of
 //! that is still read.
 //!
-//! All streams together keep so many bytes unread; at this bound nothing more is taken, whoever it is for.
+//! All streams together keep so many bytes unread; at this bound nothing more is taken, whoever it is for. In version 2 windows
+//! keep us from it; where they cannot, as each stream has a first one that only the peer knows, the owner says when nobody has
+//! read for too long, and the stream with the most unread is cut ([`Mux::cut_one_that_stops_all`]).
 
 pub mod frame;
 mod receiving;
@@ -74,6 +76,7 @@ pub struct Mux {
     outgoing: usize,
     owes_sign_of_life: bool,
     has_heard: bool,
+    has_read: bool,
     events: VecDeque<Event>,
 }
 
@@ -95,6 +98,7 @@ impl Mux {
             outgoing: 0,
             owes_sign_of_life: false,
             has_heard: false,
+            has_read: false,
             events: VecDeque::new(),
         }
     }
@@ -108,6 +112,19 @@ impl Mux {
     #[must_use]
     pub fn is_stopped_by_readers(&self) -> bool {
         self.space == 0
+    }
+
+    /// Cuts the stream with the most unread, if it is against the rules that readers keep us from taking anything, and none has
+    /// read since this was last asked. In version 1 it is not: there is no other way to stop a writer.
+    pub fn cut_one_that_stops_all(&mut self) {
+        let has_read = std::mem::take(&mut self.has_read);
+        if has_read || self.version == Version::V1 || !self.is_stopped_by_readers() {
+            return;
+        }
+        if let Some((&id, _)) = self.streams.iter().max_by_key(|(_, stream)| stream.incoming.len()) {
+            self.reset(StreamId(id));
+            self.events.push_back(Event::Reset(StreamId(id)));
+        }
     }
 
     #[must_use]
@@ -160,6 +177,7 @@ impl Mux {
         let Some(stream) = self.streams.get_mut(&id.0) else { return };
         stream.consume(bytes);
         stream.is_readable_told = false;
+        self.has_read |= bytes > 0;
         self.space += bytes;
         self.queue(id.0);
         self.forget_if_over(id.0);

@@ -64,10 +64,11 @@ impl Mux {
     }
 
     fn append_small(&mut self, id: u32, out: &mut Vec<u8>) {
-        let window = self.window();
+        let owes_update = self.streams.get(&id).is_some_and(|stream| stream.owes_update);
+        let window = if owes_update { self.window(id) } else { 0 };
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let opens = std::mem::take(&mut stream.owes_open);
-        let update = stream.owes_update.then(|| stream.update(window));
+        let update = owes_update.then(|| stream.update(window));
         if opens {
             self.append(Command::Open, id, 0, out);
         }
@@ -77,10 +78,13 @@ impl Mux {
         }
     }
 
-    /// Bytes that one more stream may keep unread: never all that are left, so that a few readers that stop do not hold up the
-    /// others.
-    fn window(&self) -> u32 {
-        let share = u32::try_from(self.space / 2).unwrap_or(u32::MAX);
+    /// Bytes that the stream may keep unread: half of what the others neither keep nor were promised, so that readers that stop do
+    /// not hold up the others. Streams that are read from all the time come to equal shares by that. Looks at all of them,
+    /// once in half a window, which is 8 KiB at least.
+    fn window(&self, id: u32) -> u32 {
+        let others = self.streams.iter().filter(|(other, _)| **other != id);
+        let reserved = others.map(|(_, stream)| stream.reserved()).sum();
+        let share = u32::try_from(self.limits.unread_bytes.saturating_sub(reserved) / 2).unwrap_or(u32::MAX);
         share.max(WINDOW_BYTES_MIN).min(self.limits.stream_unread_bytes)
     }
 

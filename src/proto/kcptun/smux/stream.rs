@@ -79,6 +79,12 @@ impl Stream {
         self.owes_update |= self.version == Version::V2 && !self.peer_finished && is_due;
     }
 
+    /// Bytes that it keeps unread, or that the peer was told it may.
+    pub fn reserved(&self) -> usize {
+        let promised = self.told.filter(|_| !self.peer_finished).map_or(0, |told| told.window as usize);
+        promised.max(self.incoming.len())
+    }
+
     /// What the peer is told when we keep so many bytes unread.
     pub fn update(&mut self, window: u32) -> Update {
         let update = Update { consumed: self.read, window };
