@@ -294,6 +294,47 @@ on_both_engines! {
     }
 }
 
+on_both_engines! {
+    fn a_daemon_that_drains_stays_until_the_other_end_has_read_the_last_of_a_game(engine) {
+        // At 8 Mbit/s two MiB are on their way for two seconds after both ends of the game are closed here.
+        let last_words = Arc::new(Random::seeded("a_daemon_that_drains_stays").bytes(2 << 20));
+        for side in ["visitor", "provider"] {
+            let (heard, hears) = std::sync::mpsc::channel();
+            let words = last_words.clone();
+            let service = backend(move |mut stream| {
+                if side == "visitor" {
+                    stream.shutdown(Shutdown::Write).expect("it ends");
+                    heard.send(read_to_end(&mut stream)).expect("the test listens");
+                } else {
+                    read_to_end(&mut stream);
+                    stream.write_all(&words).expect("it is sent");
+                }
+            });
+            let slow = ["--rate", "8M"];
+            let provider = Daemon::provide(engine, &[&["--tcp", &service.to_string()], &slow[..]].concat());
+            let visitor = Daemon::visit(engine, provider.udp(), &[&["--tcp", "127.0.0.1:0"], &slow[..]].concat());
+            let mut player = connect(visitor.tcp());
+            let mut daemon = if side == "visitor" { visitor } else { provider };
+            let got = if side == "visitor" {
+                assert_eq!(read_to_end(&mut player), b"", "the service has nothing to say");
+                player.write_all(&last_words).expect("it is sent");
+                daemon.signal("TERM");
+                daemon.wait_for_log("draining");
+                player.shutdown(Shutdown::Write).expect("it ends");
+                hears.recv_timeout(PATIENCE).expect("the service hears the end")
+            } else {
+                player.shutdown(Shutdown::Write).expect("it ends");
+                player.read_exact(&mut [0]).expect("the answer begins");
+                daemon.signal("TERM");
+                let rest = read_to_end(&mut player);
+                [&last_words[..1], &rest].concat()
+            };
+            assert!(got == *last_words, "{side}: {} bytes", got.len());
+            assert_eq!(daemon.wait().code(), Some(0), "{side}");
+        }
+    }
+}
+
 #[test]
 fn a_visitor_learns_at_once_that_the_provider_leaves_and_finds_the_next_one() {
     let service = echo_backend().to_string();

@@ -51,6 +51,24 @@ fn streams_are_intact_whatever_the_path_does() {
 }
 
 #[test]
+fn a_writer_is_not_forgotten_before_the_reader_has_read_all() {
+    let mut pair = Pair::new(1, &link::Settings::delayed_ms(25));
+    pair.provider().accepts = Accepts::Sink;
+    let stream = pair.visitor().send(vec![7; 10_000], true);
+    pair.provider().stopped.insert(stream);
+    pair.run_for(SECOND);
+    pair.provider().finish(stream);
+    pair.run_for(SECOND);
+    assert!(pair.visitor().held(stream).has_ended && !pair.visitor().held(stream).is_forgotten);
+    pair.provider().resume(stream);
+    pair.run_for(SECOND);
+    for side in [pair.visitor, pair.provider] {
+        assert!(pair.net.node(side).held(stream).is_forgotten);
+        assert_eq!(pair.net.node_mut(side).endpoint.streams(), 0);
+    }
+}
+
+#[test]
 fn a_stream_tells_its_port_and_the_players_address() {
     let mut pair = Pair::new(1, &link::Settings::delayed_ms(25));
     for (port, player) in [(0, None), (255, "203.0.113.7:4242".parse().ok()), (7, "[2001:db8::7]:1".parse().ok())] {

@@ -148,14 +148,15 @@ impl Udp {
         Ok(Self { end, streams, carrier, crowded: true, events: Vec::new(), heard: Vec::new(), context })
     }
 
-    /// Games under way, and connections that wait for a tunnel.
+    /// Games under way, and connections that wait for a tunnel. A game whose connection here is closed is under way until the
+    /// other end has read the last of it.
     #[must_use]
     pub fn connections(&self) -> usize {
         let sessions = match &self.end {
             End::Provider(provider) => provider.sessions(),
             End::Visitor(visitor) => visitor.sessions(),
         };
-        self.streams.len() + sessions
+        self.streams.len().max(self.context.peers.streams()) + sessions
     }
 
     /// Lets in nobody any more; games go on.

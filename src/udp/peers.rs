@@ -156,6 +156,14 @@ impl Peers {
         }
     }
 
+    /// Streams of all peers, which live until the other end has read them.
+    pub(super) fn streams(&self) -> usize {
+        match self {
+            Self::Tunnels(endpoint) => endpoint.streams(),
+            Self::Kcptun(kcptun) => kcptun.endpoint.streams(),
+        }
+    }
+
     pub(super) fn handle_datagram(&mut self, now: u64, from: SocketAddr, datagram: &mut [u8]) -> Option<PeerId> {
         match self {
             Self::Tunnels(endpoint) => endpoint.handle_datagram(now, from, datagram).map(PeerId::Tunnel),

@@ -84,6 +84,8 @@ struct Outward {
     /// What the socket has refused, at most a buffer full. The PROXY header, at first.
     kept: Vec<u8>,
     peer_ended: Option<PeerEnded>,
+    /// And the tunnel has nothing more of it.
+    all_read: bool,
     ended: bool,
     moved: u64,
 }
@@ -212,7 +214,7 @@ impl Stream {
 impl Joined {
     fn step(&mut self, side: &mut Side, context: &mut Context) -> Next {
         let Some(mut tunnel) = context.peers.get(self.joint.peer) else {
-            return Next::Close(Ending::TunnelLost);
+            return self.outlive(side, context.now);
         };
         let before = (self.inward.moved, self.outward.moved);
         let inward = self.inward.run(side, &mut tunnel, self.joint.stream, &mut context.scratch);
@@ -244,6 +246,20 @@ impl Joined {
             return Next::Close(Ending::IdleTooLong);
         }
         if inward == Flown::BudgetSpent || outward == Flown::BudgetSpent { Next::Again } else { Next::Wait }
+    }
+}
+
+impl Joined {
+    /// The tunnel is gone. What is left of a stream that has ended both ways is still for the socket.
+    fn outlive(&mut self, side: &mut Side, now: Instant) -> Next {
+        if !self.inward.ended || !self.outward.all_read || self.look <= now {
+            return Next::Close(Ending::TunnelLost);
+        }
+        match self.outward.send_kept(side) {
+            Flown::Failed => Next::Close(Ending::Reset),
+            Flown::Blocked | Flown::BudgetSpent if !self.outward.kept.is_empty() => Next::Wait,
+            Flown::Blocked | Flown::BudgetSpent => Next::Close(Ending::Complete),
+        }
     }
 }
 
@@ -328,6 +344,12 @@ const READ_BYTES_MIN: usize = 4 * 1024;
 
 impl Outward {
     fn run(&mut self, side: &mut Side, tunnel: &mut Peer<'_>, stream: StreamId, scratch: &mut [u8]) -> Flown {
+        let outcome = self.move_on(side, tunnel, stream, scratch);
+        self.all_read = self.peer_ended.is_some() && tunnel.peek(stream).is_empty();
+        outcome
+    }
+
+    fn move_on(&mut self, side: &mut Side, tunnel: &mut Peer<'_>, stream: StreamId, scratch: &mut [u8]) -> Flown {
         let before = self.moved;
         while side.ready.writable && !self.ended {
             if !self.kept.is_empty() {

@@ -93,6 +93,11 @@ impl Carrier {
         self.taken < self.written.len() && self.conversation.room() > 0 && !self.is_stuck
     }
 
+    /// Whether the peer has all that was written.
+    pub fn is_settled(&self) -> bool {
+        self.taken == self.written.len() && self.conversation.unacknowledged() == 0
+    }
+
     pub fn has_to_send(&self) -> bool {
         let conversation = &self.conversation;
         let has_segments = conversation.has_lost() || conversation.has_new();

@@ -163,6 +163,12 @@ impl Endpoint {
         self.remove(id);
     }
 
+    /// Streams of all sessions that are not forgotten, or whose last bytes the peer may not have.
+    #[must_use]
+    pub fn streams(&self) -> usize {
+        self.sessions.values().map(|entry| entry.session.unfinished()).sum()
+    }
+
     /// Packets that were not sealed with our key, or damaged.
     #[must_use]
     pub fn checksum_errors(&self) -> u64 {

@@ -220,6 +220,12 @@ impl Session {
         self.read();
     }
 
+    /// Streams that are not forgotten, one at least while the peer does not have all that was written.
+    #[must_use]
+    pub fn unfinished(&self) -> usize {
+        self.mux.streams().max(usize::from(!self.carrier.is_settled()))
+    }
+
     #[must_use]
     pub fn status(&self) -> Status {
         Status {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 1 finish   stream u32 | total u64: our half of the stream ends after so many bytes, preamble included
-//! 2 received stream u32: we have all bytes of your half
+//! 2 received stream u32: all bytes of your half were read here
 //! 3 reset    stream u32 | reason u8: neither half goes on; also the refusal of a stream
 //! 4 renew    an offer, as in a handshake: new keys for this tunnel
 //! 5 renewed  the answer to it

@@ -253,6 +253,16 @@ impl Endpoint {
         self.greeter.waiting()
     }
 
+    /// Streams of all tunnels that are not forgotten: the peer may not have read what was written to them.
+    #[must_use]
+    pub fn streams(&self) -> usize {
+        let of = |slot: &Slot| match &slot.state {
+            State::Connecting(_) => 0,
+            State::Tunnel(tunnel) => tunnel.streams.len(),
+        };
+        self.slots.iter().map(|(_, slot)| of(slot)).sum()
+    }
+
     // Handshakes.
 
     fn greet(&mut self, now: u64, from: SocketAddr, to: Id, datagram: &[u8]) {

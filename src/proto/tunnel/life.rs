@@ -192,9 +192,8 @@ impl Tunnel {
         match self.streams.with(place, Stream::reaches_end) {
             Ok(false) => {}
             Ok(true) => {
-                self.control.push(Message::Received { stream: id });
                 self.events.push_back(Event::Ended(id));
-                self.forget_if_over(place);
+                self.look_at_rest(place);
             }
             Err(Overlong) => {
                 self.reset(id, ResetReason::Fault);
@@ -203,7 +202,17 @@ impl Tunnel {
         }
     }
 
-    pub(super) fn forget_if_over(&mut self, place: Place) {
+    /// When the owner has read the peer's half to its end, the peer hears of it: who leaves before that takes bytes along.
+    pub(super) fn look_at_rest(&mut self, place: Place) {
+        let stream = self.streams.at(place);
+        let id = stream.id;
+        if self.streams.with(place, Stream::reaches_rest) {
+            self.control.push(Message::Received { stream: id });
+        }
+        self.forget_if_over(place);
+    }
+
+    fn forget_if_over(&mut self, place: Place) {
         let stream = self.streams.at(place);
         if stream.is_over() {
             let id = stream.id;

@@ -226,7 +226,7 @@ impl Tunnel {
         let (now, rtt_us) = (self.now, self.rtt_us.unwrap_or(0));
         let Self { streams, buffers, .. } = self;
         streams.with(place, |stream| stream.consume(now, bytes, rtt_us, buffers));
-        self.forget_if_over(place);
+        self.look_at_rest(place);
     }
 
     // Datagrams.

@@ -35,7 +35,7 @@ pub enum Ours {
     Open,
     /// The peer is told.
     Finished,
-    /// The peer has all of it.
+    /// The peer has read all of it.
     Received,
 }
 
@@ -46,8 +46,10 @@ pub struct Theirs {
     pub consumed: u64,
     /// Bytes altogether, once the peer has said so.
     pub total: Option<u64>,
-    /// All of them have arrived, and owner and peer are told.
+    /// All of them have arrived, and the owner is told.
     pub has_ended: bool,
+    /// The owner has read them, and the peer is told.
+    pub is_read: bool,
 }
 
 /// The peer has sent more than it said.
@@ -128,9 +130,15 @@ impl Stream {
         }
     }
 
+    /// Whether the owner has just read the last byte of the peer's half.
+    pub fn reaches_rest(&mut self) -> bool {
+        let is_read = self.theirs.has_ended && self.conversation.readable() == 0;
+        is_read && !std::mem::replace(&mut self.theirs.is_read, true)
+    }
+
     /// Nothing more will come of it on either side, and nothing is left to read.
     pub fn is_over(&self) -> bool {
-        self.ours == Ours::Received && self.theirs.has_ended && self.conversation.readable() == 0
+        self.ours == Ours::Received && self.theirs.is_read
     }
 
     pub fn wants(&self, turn: Turn) -> bool {
