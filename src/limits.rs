@@ -103,6 +103,14 @@ pub const RULES_MAX: usize = 1024;
 /// The longest message between supervisor and worker, bytes; the kernel's default bound for one is 212,992.
 pub const MESSAGE_BYTES_MAX: usize = 192 * 1024;
 
+/// Peers that a worker tells of when it is asked: they fit into a message even if each needs 600 bytes.
+pub const PEERS_SHOWN_MAX: usize = 256;
+
+/// Questions to the page of figures at a time, further ones wait; and the time for each, and for a worker to tell what it knows.
+pub const ADMIN_CONNECTIONS_MAX: usize = 16;
+pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
+pub const ADMIN_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Time a worker that was told to stop has before it is killed.
 pub const STOP_PATIENCE: Duration = Duration::from_secs(2);
 

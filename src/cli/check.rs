@@ -26,6 +26,7 @@ pub(super) fn run(mut form: Form) -> Result<(), Failure> {
         ("workers", daemon.workers.to_string()),
         ("engine", format!("{:?}", daemon.engine).to_lowercase()),
         ("pid-file", daemon.pid_file.as_ref().map_or("none".into(), |path| path.display().to_string())),
+        ("admin", daemon.admin.as_ref().map_or("none".into(), ToString::to_string)),
         ("drain", daemon.drain.map_or("until games end".into(), time)),
         ("secrets", daemon.keys.secrets().len().to_string()),
         ("retry", tcp.dial_attempts.to_string()),

@@ -76,6 +76,11 @@ impl From<supervisor::Error> for Failure {
                 };
                 Self::new(Code::CannotBind, format!("cannot listen on {}: {error}", door.address()), hint)
             }
+            Error::Admin { admin, error } => Self::new(
+                Code::CannotBind,
+                format!("cannot answer at {admin}: {error}"),
+                "name another place with --admin: IP:PORT, or unix:PATH in a directory that may be written to",
+            ),
             Error::PidFile { path, problem } => Self::new(
                 Code::Configuration,
                 format!("cannot use the pid file {}: {problem}", path.display()),

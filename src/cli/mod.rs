@@ -8,6 +8,7 @@ mod failure;
 mod provide;
 mod run;
 mod secret;
+mod status;
 mod visit;
 
 use std::io::Write;
@@ -44,6 +45,8 @@ enum Verb {
     Decrypt(crypt::Decrypt),
     /// Make a strong new secret
     Secret,
+    /// Show how a running daemon is doing: each peer's path, and why it is no better
+    Status(status::Show),
     /// Check a configuration and show it; opens nothing
     Check(Form),
     /// Show everything on loopback: a line, its answer, an echo, live figures
@@ -76,6 +79,7 @@ pub fn main() -> ExitCode {
         Some(Verb::Encrypt(typed)) => typed.run(),
         Some(Verb::Decrypt(typed)) => typed.run(),
         Some(Verb::Secret) => secret::run(),
+        Some(Verb::Status(typed)) => typed.run(),
         Some(Verb::Check(form)) => check::run(form),
         Some(Verb::Demo(typed)) => typed.run(),
         Some(Verb::Worker) => return worker::main(),

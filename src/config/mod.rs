@@ -95,6 +95,7 @@ pub fn example(name: &str) -> String {
         "tcp" | "udp" => "127.0.0.1:7777",
         "listen-udp" => "0.0.0.0:29900",
         "kcptun" => "0.0.0.0:29900",
+        "admin" => "127.0.0.1:9001, or unix:gateway.sock",
         "peer" | "kcptun-peer" => "game.example.com:29900",
         "crypt" => "aes",
         "smuxver" => "2",

@@ -105,6 +105,7 @@ impl Config {
             workers: form.workers.unwrap_or(Workers(1)).0,
             engine: form.daemon.engine.unwrap_or_default(),
             pid_file: Some(form.daemon.pid_file()),
+            admin: form.daemon.admin.clone(),
             drain: form.daemon.drain.map(|span| span.0),
             log: form.log.settings(),
             keys,
@@ -162,6 +163,7 @@ mod tests {
             workers = "auto"
             engine = "epoll"
             pid-file = "/run/gateway.pid"
+            admin = "127.0.0.1:9001"
             drain = "30s"
             secret-file = ["new", "old"]
             secret = "x"

@@ -12,7 +12,7 @@ use super::values::{Rate, one_or_many};
 use super::{Config, DaemonForm, Error, Fill, LogForm, SecretForm, Span, many, read, within};
 use crate::proto::target::Target;
 use crate::proto::tunnel::ServiceName;
-use crate::supervisor::{self, Door};
+use crate::supervisor::{self, Admin, Door};
 use crate::udp::{self, Mode, Protocol, Provided, Role, Visited};
 use crate::{limits, worker};
 
@@ -261,6 +261,7 @@ impl TunnelForm {
             workers: 1,
             engine: self.daemon.engine.unwrap_or_default(),
             pid_file: Some(self.daemon.pid_file()),
+            admin: Some(self.daemon.admin.clone().unwrap_or_else(|| Admin::beside(&self.daemon.pid_file()))),
             drain: self.daemon.drain.map(|span| span.0),
             log: self.log.settings(),
             keys,
@@ -379,6 +380,7 @@ mod tests {
             mtu = 1350
             engine = "epoll"
             pid-file = "x.pid"
+            admin = "unix:x.sock"
             drain = "30s"
             idle-timeout = "1h"
             half-closed-timeout = 60

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer};
 use zeroize::Zeroize;
 
 use crate::engine::Choice;
+use crate::supervisor::Admin;
 use crate::{limits, log, sys};
 
 /// What all daemons have.
@@ -23,6 +24,11 @@ pub struct DaemonForm {
     /// File with the process ids of all gateways of a directory [default: gateway.pid]
     #[arg(long, value_name = "FILE", env = "GATEWAY_PID_FILE", help_heading = "Processes")]
     pub pid_file: Option<PathBuf>,
+
+    /// Where `gateway status` and `GET /status` are answered, to everybody who reaches it [default: nowhere, or beside the pid
+    /// file for provide and visit]
+    #[arg(long, value_name = "IP:PORT|unix:PATH", env = "GATEWAY_ADMIN", help_heading = "Processes")]
+    pub admin: Option<Admin>,
 
     /// Cut games that still run so long after TERM [default: let them end]
     #[arg(long, value_name = "TIME", env = "GATEWAY_DRAIN", help_heading = "Processes")]
@@ -50,6 +56,7 @@ impl DaemonForm {
         Self {
             engine: self.engine.or(other.engine),
             pid_file: self.pid_file.or(other.pid_file),
+            admin: self.admin.or(other.admin),
             drain: self.drain.or(other.drain),
             idle_timeout: self.idle_timeout.or(other.idle_timeout),
             half_closed_timeout: self.half_closed_timeout.or(other.half_closed_timeout),

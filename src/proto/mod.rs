@@ -1,6 +1,7 @@
 //! What the gateway decides, without socket, clock, file, thread or unsafe: bytes and times come in as arguments.
 
 pub mod evp_bytes_to_key;
+pub mod http;
 pub mod kcp;
 pub mod kcptun;
 pub mod line;

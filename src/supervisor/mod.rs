@@ -6,8 +6,9 @@
 //! 3. TERM and INT drain: the sockets are let go, games go on until they end. A second one, QUIT, or the end of the time given
 //!    with `--drain` stops at once. HUP puts a new configuration in force, checked first, whole or not at all.
 //!
-//! Deliberately absent: what a connection or a tunnel is. Figures and their page will live beside this, in `supervisor/admin`.
+//! Deliberately absent: what a connection or a tunnel is. Figures, and their page, are in `admin`.
 
+mod admin;
 mod listeners;
 mod pid_file;
 mod workers;
@@ -22,13 +23,15 @@ use std::time::{Duration, Instant};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Interval;
 
 use crate::engine::{self, Choice, Kind};
 use crate::proto::token::Keyring;
 use crate::sys::clock;
 use crate::{limits, log, sys, worker};
+pub use admin::Admin;
+use admin::Page;
 use listeners::Listeners;
 use pid_file::PidFile;
 use workers::{Keeper, Life, Plan, State};
@@ -44,6 +47,8 @@ pub struct Settings {
     pub engine: Choice,
     /// `None` writes none.
     pub pid_file: Option<PathBuf>,
+    /// `None` opens none.
+    pub admin: Option<Admin>,
     /// Time that games have to end after TERM. `None`: as long as they like.
     pub drain: Option<Duration>,
     pub log: log::Settings,
@@ -79,7 +84,7 @@ impl std::fmt::Display for Door {
 
 impl Settings {
     /// What a running daemon cannot change, by key.
-    fn standing(&self) -> [(&'static str, String); 7] {
+    fn standing(&self) -> [(&'static str, String); 8] {
         let (listening, services) = match &self.worker {
             worker::Settings::Gateway(_) => ("addr", String::new()),
             worker::Settings::Tunnel(udp) => ("listening addresses", udp.outline()),
@@ -91,6 +96,7 @@ impl Settings {
             ("workers", self.workers.to_string()),
             ("engine", format!("{:?}", self.engine)),
             ("pid-file", format!("{:?}", self.pid_file)),
+            ("admin", format!("{:?}", self.admin)),
             ("log-level or log-format", format!("{:?}", self.log)),
         ]
     }
@@ -102,6 +108,11 @@ pub enum Error {
     /// The address cannot be listened on.
     Bind {
         door: Door,
+        error: io::Error,
+    },
+    /// The page of figures cannot be opened there.
+    Admin {
+        admin: Admin,
         error: io::Error,
     },
     /// The pid file is not ours to write.
@@ -153,15 +164,22 @@ pub async fn supervise(
     let listeners = Listeners::open(&settings)?;
     let (doors, own_addresses) = (listeners.doors, listeners.own_addresses);
     let _pid_file = settings.pid_file.clone().map(PidFile::register).transpose()?;
+    let page = match &settings.admin {
+        Some(admin) => Page::open(admin).await.map_err(|error| Error::Admin { admin: admin.clone(), error })?,
+        None => None,
+    };
 
     let (mut drain, workers, standing) = (settings.drain, settings.workers, settings.standing());
     let (orders, _) =
         watch::channel(State { life: Life::Run, plan: Arc::new(plan(settings, engine, &own_addresses)?) });
     let (started, mut starts) = mpsc::unbounded_channel(); // bounded by the workers: each tells one start
-    let mut keepers = JoinSet::new();
+    let (mut keepers, mut askers) = (JoinSet::new(), Vec::new());
     for (number, sockets) in listeners.of_workers.into_iter().enumerate() {
-        keepers.spawn(Keeper::new(number, sockets, orders.subscribe(), started.clone()).keep());
+        let (asker, questions) = mpsc::channel(admin::QUESTIONS_MAX);
+        askers.push(asker);
+        keepers.spawn(Keeper::new(number, sockets, orders.subscribe(), started.clone(), questions).keep());
     }
+    let _page = page.map(|page| AbortOnDrop(tokio::spawn(page.serve(askers))));
     let set_life = |life: Life| orders.send_modify(|state| state.life = life);
     if let Err(error) = all_started(&mut starts, workers).await {
         set_life(Life::Stop);
@@ -226,6 +244,15 @@ pub async fn supervise(
     }
     tracing::info!("gateway ended");
     Ok(())
+}
+
+/// A task that ends with whoever holds this.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// How the kernel shows us, and how a pid file knows us.

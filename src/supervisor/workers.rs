@@ -11,6 +11,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
+use super::admin::Asker;
 use crate::engine::Kind;
 use crate::proto::token::Keyring;
 use crate::sys::clock;
@@ -46,6 +47,9 @@ pub(super) struct Keeper {
     state: watch::Receiver<State>,
     /// Told once, how the first start went.
     started: Option<mpsc::UnboundedSender<Result<(), ExitStatus>>>,
+    questions: mpsc::Receiver<Asker>,
+    /// Who has asked and waits for the worker's answer.
+    askers: Vec<Asker>,
 }
 
 impl Keeper {
@@ -54,8 +58,9 @@ impl Keeper {
         sockets: Vec<OwnedFd>,
         state: watch::Receiver<State>,
         started: mpsc::UnboundedSender<Result<(), ExitStatus>>,
+        questions: mpsc::Receiver<Asker>,
     ) -> Self {
-        Self { number, sockets, state, started: Some(started) }
+        Self { number, sockets, state, started: Some(started), questions, askers: Vec::new() }
     }
 
     /// Replaces the worker until it is to end, and then until it has.
@@ -97,7 +102,8 @@ impl Keeper {
     async fn live(&mut self) -> io::Result<ExitStatus> {
         let (mut child, control) = self.start()?;
         let mut known = self.state.borrow_and_update().clone();
-        let mut buffer = [0; 256]; // a report is far shorter
+        let mut buffer = vec![0; limits::MESSAGE_BYTES_MAX];
+        self.askers.clear(); // their questions have died with the process before
         // Counted in ticks, not in time: when this process itself was stopped for long, one tick has been missed.
         let mut silent_ticks = 0;
         let mut tick = tokio::time::interval(limits::HEARTBEAT);
@@ -129,6 +135,10 @@ impl Keeper {
                     }
                     known = now;
                 }
+                Some(asker) = self.questions.recv() => {
+                    self.askers.push(asker);
+                    tell(&control, Order::Status, None).await?;
+                }
                 _ = tick.tick() => {
                     silent_ticks += 1;
                     if limits::HEARTBEAT * silent_ticks > limits::HEARTBEAT_PATIENCE {
@@ -148,6 +158,11 @@ impl Keeper {
                     let _ = started.send(Ok(()));
                 } else {
                     tracing::info!(worker = self.number, "the replacement accepts");
+                }
+            }
+            Ok(Report::Status(status)) => {
+                for asker in self.askers.drain(..) {
+                    let _ = asker.send(status.clone()); // it may have gone
                 }
             }
             Ok(Report::Beat { connections }) => tracing::trace!(worker = self.number, connections, "heartbeat"),

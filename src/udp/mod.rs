@@ -16,6 +16,7 @@ mod provider;
 mod reach;
 mod sessions;
 mod settings;
+mod status;
 mod stream;
 mod streams;
 mod visitor;
@@ -36,6 +37,7 @@ use carrier::Carrier;
 use peers::{PeerId, Peers};
 use provider::Provider;
 pub use settings::{Kcptun, Mode, Protocol, Provided, Role, Settings, Visited};
+pub use status::PeerStatus;
 use stream::{Ending, Joint};
 use streams::Streams;
 use visitor::Visitor;
@@ -157,6 +159,14 @@ impl Udp {
             End::Visitor(visitor) => visitor.sessions(),
         };
         self.streams.len().max(self.context.peers.streams()) + sessions
+    }
+
+    /// The peers that there are, and at a visitor's the services that nobody provides now.
+    pub fn peers(&mut self) -> Vec<PeerStatus> {
+        match &self.end {
+            End::Provider(provider) => provider.peers(&mut self.context),
+            End::Visitor(visitor) => visitor.peers(&mut self.context),
+        }
     }
 
     /// Lets in nobody any more; games go on.

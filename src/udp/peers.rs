@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::status::PeerStatus;
 use crate::proto::tunnel::{self, CloseReason, DatagramInfo, LostReason, ResetReason, ServiceName};
 use crate::proto::{kcptun, tunnel::Transmit};
 
@@ -254,6 +255,14 @@ impl Peer<'_> {
         match self {
             Self::Tunnel(tunnel) => tunnel.status().remote,
             Self::Kcptun(_, remote) => *remote,
+        }
+    }
+
+    /// How things are with it, for whoever asks.
+    pub(super) fn report(&self, service: ServiceName) -> PeerStatus {
+        match self {
+            Self::Tunnel(tunnel) => PeerStatus::of_tunnel(service, &tunnel.status()),
+            Self::Kcptun(_, remote) => PeerStatus::of_kcptun(service, *remote),
         }
     }
 

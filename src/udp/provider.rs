@@ -10,6 +10,7 @@ use super::Context;
 use super::peers::{Loss, PeerId};
 use super::sessions::Sessions;
 use super::settings::Provided;
+use super::status::PeerStatus;
 use super::stream::{Joint, State};
 use super::streams::Streams;
 use crate::engine::Token;
@@ -85,6 +86,14 @@ impl Provider {
 
     pub(super) fn sessions(&self) -> usize {
         self.games.len()
+    }
+
+    pub(super) fn peers(&self, context: &mut Context) -> Vec<PeerStatus> {
+        let of = |(tunnel, service): (&PeerId, &usize)| {
+            let service = self.services.get(*service)?;
+            Some(context.peers.get(*tunnel)?.report(service.name))
+        };
+        self.tunnels.iter().filter_map(of).collect()
     }
 
     pub(super) fn is_busy(&self) -> bool {

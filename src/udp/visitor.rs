@@ -11,6 +11,7 @@ use super::peers::{Loss, PeerId};
 use super::reach::{Change, Reach};
 use super::sessions::Sessions;
 use super::settings::Visited;
+use super::status::PeerStatus;
 use super::stream::{Ending, Joint, State};
 use super::streams::Streams;
 use super::{Asker, Context, Key};
@@ -95,6 +96,15 @@ impl Visitor {
 
     pub(super) fn sessions(&self) -> usize {
         self.players.len()
+    }
+
+    pub(super) fn peers(&self, context: &mut Context) -> Vec<PeerStatus> {
+        let mut of = |(visited, reach): (&Visited, &Reach)| {
+            let peer = reach.tunnel().and_then(|tunnel| context.peers.get(tunnel));
+            let nobody = || PeerStatus::nobody(visited.name, "the provider has not answered yet");
+            peer.map_or_else(nobody, |peer| peer.report(visited.name))
+        };
+        self.services.iter().zip(&self.reaches).map(&mut of).collect()
     }
 
     /// Somebody may still be waiting at a door.

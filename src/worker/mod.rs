@@ -26,6 +26,8 @@ use crate::{limits, log, sys};
 use plane::Plane;
 pub use plane::Settings;
 
+pub use crate::udp::PeerStatus;
+
 /// What a supervisor says. The secrets of `Boot` and `Reload` stand behind it in the same message.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Order {
@@ -37,6 +39,8 @@ pub enum Order {
     Reload {
         settings: Settings,
     },
+    /// Tell how things are.
+    Status,
     /// Accept nobody any more, and end when the last game has.
     Drain,
     /// End now.
@@ -78,12 +82,25 @@ impl Order {
 }
 
 /// What a worker says.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Report {
     /// Every listener accepts.
     Ready,
     /// Alive, with so many connections.
     Beat { connections: usize },
+    /// The answer to [`Order::Status`].
+    Status(Status),
+}
+
+/// How things are at a worker.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// Games under way, and what is to become one.
+    pub connections: usize,
+    /// The first of its peers, as many as fit into a message.
+    pub peers: Vec<PeerStatus>,
+    /// How many there are besides.
+    pub peers_left_out: usize,
 }
 
 /// The life of a worker process.
@@ -172,6 +189,7 @@ async fn work(boot: Boot) -> io::Result<()> {
                 Some((Order::Reload { settings }, secrets)) => {
                     plane.reload(Keyring::new(secrets).map_err(io::Error::other)?, settings);
                 }
+                Some((Order::Status, _)) => control.report(Report::Status(plane.status())),
                 Some((Order::Stop, _)) => {
                     plane.stop();
                     plane.leave();

@@ -7,7 +7,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::Status;
 use crate::engine::{Engine, Kind};
+use crate::limits;
 use crate::names::{Found, Names};
 use crate::proto::token::Keyring;
 use crate::tcp::{self, Tcp};
@@ -74,6 +76,17 @@ impl Plane {
             Table::Gateway(tcp, _) => tcp.connections(),
             Table::Tunnel(udp, _) => udp.connections(),
         }
+    }
+
+    pub(super) fn status(&mut self) -> Status {
+        let connections = self.connections();
+        let mut peers = match &mut self.table {
+            Table::Gateway(..) => Vec::new(),
+            Table::Tunnel(udp, _) => udp.peers(),
+        };
+        let peers_left_out = peers.len().saturating_sub(limits::PEERS_SHOWN_MAX);
+        peers.truncate(limits::PEERS_SHOWN_MAX);
+        Status { connections, peers, peers_left_out }
     }
 
     /// True when it drains, and nobody is left.
