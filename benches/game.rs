@@ -8,6 +8,11 @@
 //! The path is two sockets and, for each direction, a thread that loses or delays what arrives and one that sends it on.
 //! Not here: CPU, which the script reads, and round trips one after the other, which are those of `load.rs`.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "to wait for a moment is what a beat and a path do, on threads of their own"
+)]
+
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
