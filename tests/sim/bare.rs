@@ -153,7 +153,7 @@ impl Bare {
         self.bulk.write_probe(left(out), out);
         self.game.write_probe(left(out), out);
         let acks = out.len();
-        let stamp = self.pacer.stamp(now, self.in_flight());
+        let stamp = self.pacer.stamp_small(now, self.in_flight());
         self.game.write_lost(now, left(out), stamp, &self.buffers, out);
         self.game.write_new(now, left(out), stamp, &self.buffers, out);
         if out.len() > acks {

@@ -14,6 +14,7 @@ use super::peer::{Phase, Tunnel};
 use super::streams::{Place, Turn};
 use super::wire::{Header, OVERHEAD_BYTES, TAG_BYTES};
 use super::{LostReason, Transmit};
+use crate::proto::kcp::Stamp;
 use crate::proto::kcp::segment::HEADER_BYTES;
 
 /// Bytes of a packet around the payload of its only segment.
@@ -283,7 +284,7 @@ impl Tunnel {
 
     fn write_control(&mut self, now: u64, end: usize, out: &mut Vec<u8>) {
         if self.control.has_segments() {
-            let stamp = self.pacer.stamp(now, self.in_flight());
+            let stamp = self.stamp(now, Turn::Thin);
             self.control.write_segments(now, end - out.len(), stamp, out);
         }
     }
@@ -298,9 +299,17 @@ impl Tunnel {
         }
     }
 
+    fn stamp(&mut self, now: u64, turn: Turn) -> Stamp {
+        let in_flight = self.in_flight();
+        match turn {
+            Turn::Bulk => self.pacer.stamp(now, in_flight),
+            Turn::News | Turn::Thin | Turn::Repeats | Turn::Room => self.pacer.stamp_small(now, in_flight),
+        }
+    }
+
     /// Unless the stream turns out to be of the other kind, and then waits for its turn as such.
     fn write_segments_of(&mut self, now: u64, place: Place, turn: Turn, end: usize, out: &mut Vec<u8>) {
-        let stamp = self.pacer.stamp(now, self.in_flight());
+        let stamp = self.stamp(now, turn);
         let Self { streams, buffers, .. } = self;
         streams.with(place, |stream| {
             if stream.look_at_class(now) == (turn == Turn::Bulk) {
@@ -314,7 +323,7 @@ impl Tunnel {
     fn cut_long_segment(&mut self, now: u64, turn: Turn) {
         let Some(place) = self.streams.next(turn) else { return };
         let (room, longest) = (self.frames_room(), self.settings.mtu_max);
-        let stamp = self.pacer.stamp(now, self.in_flight());
+        let stamp = self.stamp(now, turn);
         let Self { splitter, streams, buffers, .. } = self;
         splitter.begin(room, |frame| {
             begin_segments(frame);

@@ -111,6 +111,12 @@ impl Pacer {
         self.sampler.stamp(now, in_flight, is_idle)
     }
 
+    /// The same for those of thin streams and control.
+    #[must_use]
+    pub fn stamp_small(&mut self, now: u64, in_flight: usize) -> Stamp {
+        Sampler::small(self.stamp(now, in_flight))
+    }
+
     /// For each segment that is acknowledged. `in_flight` is that of the whole tunnel, without it.
     pub fn on_acked(&mut self, now: u64, acked: &Acked, in_flight: usize) {
         if let Some(rtt) = acked.rtt_us {
@@ -119,7 +125,7 @@ impl Pacer {
         let sample = self.sampler.on_acked(now, acked);
         self.model.on_acked(now, self.sampler.rounds(), sampler::bytes_of(acked));
         if let Some(sample) = sample {
-            self.model.on_sample(now, self.sampler.rounds(), sample, in_flight);
+            self.model.on_sample(now, sample, in_flight);
         }
         self.update_rate();
     }
@@ -218,6 +224,8 @@ impl Pacer {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use super::*;
 
     #[test]
@@ -247,6 +255,48 @@ mod tests {
                 pacer.charge_bulk(budget.bytes);
             }
         }
+    }
+
+    /// A path that brings a datagram a millisecond, and the answer to it after ten.
+    #[test]
+    fn a_game_that_goes_on_while_lost_bulk_waits_for_its_time_out_is_not_the_path() {
+        const MS: u64 = 1_000;
+        const LENGTH: usize = 1_350 - 53;
+        let mut pacer = Pacer::new(Settings::default());
+        let mut flight = VecDeque::<Stamp>::new();
+        let ask = |pacer: &mut Pacer, now, flight: &mut VecDeque<Stamp>| loop {
+            let budget = pacer.bulk_budget(now, flight.len() * LENGTH);
+            if budget.bytes == 0 {
+                break budget.next_at;
+            }
+            flight.push_back(pacer.stamp(now, flight.len() * LENGTH));
+            pacer.charge_bulk(1_350);
+        };
+        let acked = |rtt_us, length, stamp| Acked { length, rtt_us: Some(rtt_us), transmissions: 1, stamp };
+        for now in (MS..3_000 * MS).step_by(1_000) {
+            if flight.front().is_some_and(|stamp| stamp[1] + 10 * MS <= now) {
+                let stamp = flight.pop_front().expect("there is one");
+                pacer.on_acked(now, &acked(now - stamp[1], LENGTH, stamp), flight.len() * LENGTH);
+            }
+            ask(&mut pacer, now, &mut flight);
+        }
+        let before = pacer.path_rate();
+        assert!(before > 1_200_000, "{before}");
+
+        // Nothing arrives, and then all does but for what is lost.
+        let mut now = 6_000 * MS;
+        while ask(&mut pacer, now, &mut flight).is_some() {
+            now += MS;
+        }
+        for _ in 0..100 {
+            let stamp = pacer.stamp_small(now, flight.len() * LENGTH);
+            pacer.on_acked(now + 10 * MS, &acked(10 * MS, 64, stamp), flight.len() * LENGTH);
+            now += 16 * MS;
+            assert_eq!(ask(&mut pacer, now, &mut flight), None, "the window is full of what is lost");
+        }
+        let stamp = pacer.stamp(now, flight.len() * LENGTH);
+        pacer.on_acked(now + 10 * MS, &acked(10 * MS, LENGTH, stamp), 0);
+        assert!(pacer.path_rate() > before / 2, "{} after {before}", pacer.path_rate());
     }
 
     #[test]

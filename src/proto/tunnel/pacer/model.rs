@@ -58,6 +58,8 @@ pub struct Model {
     phase: Phase,
     since: u64,
     rates: MaxFilter,
+    /// Rounds that bulk has begun: only these make rates old. While bulk waits for a time-out, games go on.
+    bulk_rounds: u64,
     /// The best sample of this round.
     round_rate: u64,
     pub delay: Delay,
@@ -82,6 +84,7 @@ impl Model {
             phase: Phase::Startup,
             since: 0,
             rates: MaxFilter::new(RATE_ROUNDS),
+            bulk_rounds: 0,
             round_rate: 0,
             delay: Delay::default(),
             bursts: Bursts::new(RATE_ROUNDS),
@@ -147,16 +150,18 @@ impl Model {
         self.bursts.on_acked(now, round, bytes, self.path_rate());
     }
 
-    pub fn on_sample(&mut self, now: u64, round: u64, sample: Sample, in_flight: usize) {
+    pub fn on_sample(&mut self, now: u64, sample: Sample, in_flight: usize) {
         // Over less than a round trip it is not the path's: an acknowledgement of an earlier transmission came just after a later one.
         let is_sound = sample.interval_us >= self.min_rtt_us();
         let rate = sample.rate.min(RATE_MAX);
-        if is_sound && (!sample.is_idle || rate > self.path_rate()) {
-            self.rates.update(round, rate);
+        let is_of_path = !sample.is_idle && !sample.is_small;
+        self.bulk_rounds += u64::from(sample.begins_round && !sample.is_small);
+        if is_sound && (is_of_path || rate > self.path_rate()) {
+            self.rates.update(self.bulk_rounds, rate);
             self.round_rate = self.round_rate.max(rate);
         }
         if sample.begins_round {
-            self.begin_round(round, sample.is_idle);
+            self.begin_round(sample.is_idle);
         }
         let in_flight = in_flight as u64;
         let is_idle = sample.is_idle && in_flight <= 4 * self.datagram_bytes;
@@ -164,12 +169,12 @@ impl Model {
         self.doubt(now);
     }
 
-    fn begin_round(&mut self, round: u64, is_idle: bool) {
+    fn begin_round(&mut self, is_idle: bool) {
         let round_rate = std::mem::take(&mut self.round_rate);
         self.long_rounds = if self.delay.is_long() && !is_idle { self.long_rounds + 1 } else { 0 };
         if self.long_rounds == LONG_ROUNDS_RATE {
             // The path has become slower or longer. What it delivers now is true in both cases.
-            self.rates.restart(round, round_rate.max(self.path_rate() / 8));
+            self.rates.restart(self.bulk_rounds, round_rate.max(self.path_rate() / 8));
         }
         self.delay.begin_round(self.datagram_bytes * 1_000_000 / self.path_rate().max(1));
         if self.path_rate() >= self.full_rate + self.full_rate / 4 {
@@ -269,11 +274,12 @@ mod tests {
     fn a_rate_over_less_than_a_round_trip_is_not_believed() {
         let mut model = Model::new(1_350, 1);
         model.delay.sample(0, 50 * MS);
-        let sample = |rate, interval_us| Sample { rate, interval_us, is_idle: false, begins_round: false };
-        model.on_sample(0, 1, sample(1_000_000, 50 * MS), 0);
-        model.on_sample(0, 1, sample(7_000_000, 40 * MS), 0);
+        let sample =
+            |rate, interval_us| Sample { rate, interval_us, is_idle: false, is_small: false, begins_round: false };
+        model.on_sample(0, sample(1_000_000, 50 * MS), 0);
+        model.on_sample(0, sample(7_000_000, 40 * MS), 0);
         assert_eq!(model.path_rate(), 1_000_000);
-        model.on_sample(0, 1, sample(2_000_000, 60 * MS), 0);
+        model.on_sample(0, sample(2_000_000, 60 * MS), 0);
         assert_eq!(model.path_rate(), 2_000_000);
     }
 
@@ -282,8 +288,8 @@ mod tests {
         let mut model = Model::new(1_350, 1);
         for round in 1..100 {
             let rate = if round == 3 { 5_000_000 } else { 1_000_000 };
-            let sample = Sample { rate, interval_us: 50 * MS, is_idle: true, begins_round: true };
-            model.on_sample(round * 50 * MS, round, sample, 0);
+            let sample = Sample { rate, interval_us: 50 * MS, is_idle: true, is_small: false, begins_round: true };
+            model.on_sample(round * 50 * MS, sample, 0);
         }
         assert_eq!(model.path_rate(), 5_000_000);
     }
@@ -295,8 +301,14 @@ mod tests {
         for round in 1..400 {
             let now = round * 25 * MS;
             model.delay.sample(now, 50 * MS);
-            let sample = Sample { rate: 1_000_000, interval_us: 50 * MS, is_idle: false, begins_round: round % 2 == 0 };
-            model.on_sample(now, round / 2, sample, 40_000);
+            let sample = Sample {
+                rate: 1_000_000,
+                interval_us: 50 * MS,
+                is_idle: false,
+                is_small: false,
+                begins_round: round % 2 == 0,
+            };
+            model.on_sample(now, sample, 40_000);
             let is_new =
                 seen.last().is_some_and(|last| std::mem::discriminant(last) != std::mem::discriminant(&model.phase));
             if is_new {

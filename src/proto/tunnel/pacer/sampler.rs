@@ -9,6 +9,8 @@ const OVERHEAD_BYTES: u64 = 24 + 28 + 1;
 
 /// Set in a stamp's first word when less was written than the path would have taken.
 const IDLE: u64 = 1 << 63;
+/// And when it was no bulk, which nobody holds back: it tells how fast a game is.
+const SMALL: u64 = 1 << 62;
 
 #[derive(Debug, Default)]
 pub struct Sampler {
@@ -31,6 +33,8 @@ pub struct Sample {
     pub interval_us: u64,
     /// Less was written than the path would have taken: it may be faster.
     pub is_idle: bool,
+    /// It was no bulk.
+    pub is_small: bool,
     pub begins_round: bool,
 }
 
@@ -53,6 +57,12 @@ impl Sampler {
         [self.delivered | idle, now, since(self.delivered_at) << 32 | since(self.first_sent_at)]
     }
 
+    /// Marks what is no bulk.
+    pub fn small(stamp: Stamp) -> Stamp {
+        let [delivered, sent, since] = stamp;
+        [delivered | SMALL, sent, since]
+    }
+
     /// `None` when it is not sure which transmission arrived.
     pub fn on_acked(&mut self, now: u64, acked: &Acked) -> Option<Sample> {
         self.delivered += bytes_of(acked);
@@ -66,11 +76,12 @@ impl Sampler {
             return None;
         }
         self.first_sent_at = self.first_sent_at.max(sent);
-        let (is_idle, delivered) = (delivered & IDLE != 0, delivered & !IDLE);
+        let (is_idle, is_small) = (delivered & IDLE != 0, delivered & SMALL != 0);
+        let delivered = delivered & !(IDLE | SMALL);
         let (acknowledging, sending) = (now.saturating_sub(sent) + (since >> 32), since & u64::from(u32::MAX));
         let interval_us = sending.max(acknowledging).max(1);
         let rate = self.delivered.saturating_sub(delivered).saturating_mul(1_000_000) / interval_us;
-        Some(Sample { rate, interval_us, is_idle, begins_round: self.begins_round(delivered) })
+        Some(Sample { rate, interval_us, is_idle, is_small, begins_round: self.begins_round(delivered) })
     }
 
     /// A round ends when something is acknowledged that was sent after it began.
