@@ -393,6 +393,11 @@ impl Tunnel {
         if self.grant.bytes == 0 {
             let budget = self.pacer.bulk_budget(now, self.in_flight());
             self.grant = Grant { bytes: budget.bytes, next_at: budget.next_at };
+            let is_window_full = budget.bytes == 0 && budget.next_at.is_none();
+            if self.streams.take_timed_out() && is_window_full {
+                // What fills the window is lost, perhaps all of it: the answer to this one tells.
+                self.grant.bytes = self.mtu.size();
+            }
         }
         self.grant.bytes > 0
     }

@@ -38,6 +38,9 @@ pub struct Streams {
     deadlines: Deadlines,
     /// Payload of all streams.
     in_flight: usize,
+    /// Bulky ones that have lost a segment by its time-out, and may send it though the window is full. At most as many as there
+    /// are streams.
+    timed_out: usize,
     /// Some have news that cannot wait for company.
     has_urgent_news: bool,
 }
@@ -144,8 +147,21 @@ impl Streams {
 
     pub fn handle_timeout(&mut self, now: u64) {
         while let Some(place) = self.deadlines.pop_due(now) {
-            self.with(place as usize, |stream| stream.conversation.handle_timeout(now));
+            let has_lost = self.with(place as usize, |stream| {
+                let before = stream.conversation.in_flight();
+                stream.conversation.handle_timeout(now);
+                stream.class.is_bulk() && stream.conversation.in_flight() < before
+            });
+            self.timed_out += usize::from(has_lost);
         }
+        self.timed_out = self.timed_out.min(self.table.len());
+    }
+
+    /// Whether a bulky one has found a segment lost by its time-out, once for each.
+    pub fn take_timed_out(&mut self) -> bool {
+        let has_timed_out = self.timed_out > 0;
+        self.timed_out = self.timed_out.saturating_sub(1);
+        has_timed_out
     }
 }
 
