@@ -252,7 +252,7 @@ fn the_timestamp_tells_which_transmission_arrived_to_the_microsecond() {
     let acks = right.output(0);
     let now = 230 * MS + 456;
     left.conversation.input(now, &acks[0], &mut left.buffers, |one| acked.push(one)).expect("it is valid");
-    let expected = Acked { length: 5, rtt_us: Some(30_333), transmissions: 2, stamp: [0, 0, 200 * MS + 123] };
+    let expected = Acked { length: 5, rtt_us: Some(30_333), transmissions: 2, stamp: [0, 0, 0, 200 * MS + 123] };
     assert_eq!(acked, [expected]);
 }
 
@@ -711,7 +711,7 @@ impl End for Ours {
         let mut datagrams = Vec::new();
         loop {
             let mut out = Vec::new();
-            if self.conversation.flush(now, ROOM, self.repeats, [0, 0, now], &self.buffers, &mut out) == 0 {
+            if self.conversation.flush(now, ROOM, self.repeats, [0, 0, 0, now], &self.buffers, &mut out) == 0 {
                 break;
             }
             assert!(out.len() <= ROOM);

@@ -116,3 +116,40 @@ fn whoever_does_not_read_loses_the_oldest() {
     let last = pair.provider().datagrams.last().expect("some have come");
     assert_eq!(last.1.session, 19_999);
 }
+
+#[test]
+fn datagrams_of_fifty_players_take_from_bulk_what_they_need_and_no_more() {
+    // 2 Mbit/s with all headers. Nobody acknowledges them, and bulk gave way to them again and again.
+    for (percent, bulk_mbit) in [(0, 16.0), (5, 14.5)] {
+        let link = link::Settings::delayed_ms(25).losing(Loss::Iid(f64::from(percent) / 100.0));
+        let mut pair = Pair::new(1, &link.limited(20_000_000, 200));
+        pair.provider().accepts = Accepts::Sink;
+        let bulk = pair.visitor().send(vec![1; 30_000_000], false);
+        pair.run_for(2 * SECOND);
+        play(&mut pair, 50, SECOND);
+        let before = pair.provider().held(bulk).read.len();
+        pair.provider().datagrams.clear();
+        play(&mut pair, 50, 5 * SECOND);
+        let mbit = (pair.provider().held(bulk).read.len() - before) as f64 * 8.0 / 5e6;
+        assert!(mbit > bulk_mbit, "{percent} %: {mbit} Mbit/s of bulk");
+        let mut delays: Vec<u64> = pair.provider().datagrams.iter().map(|(at, _, sent)| at - sent_at(sent)).collect();
+        delays.sort_unstable();
+        let p99 = delays[delays.len() * 99 / 100];
+        assert!(p99 < 45 * MS, "{percent} %: {p99} µs at the 99th percentile");
+    }
+}
+
+/// Each sends the time 60 times a second, in 64 bytes, a quarter of them at once.
+fn play(pair: &mut Pair, players: u32, us: u64) {
+    for tick in 0..us * 240 / SECOND {
+        let message = [&pair.net.now().to_le_bytes()[..], &[7; 56]].concat();
+        for player in (0..players).filter(|player| u64::from(*player) % 4 == tick % 4) {
+            assert!(pair.visitor().tunnel().send_datagram(player, 0, None, &message));
+        }
+        pair.run_for(SECOND / 240);
+    }
+}
+
+fn sent_at(message: &[u8]) -> u64 {
+    u64::from_le_bytes(*message.first_chunk().expect("a time"))
+}

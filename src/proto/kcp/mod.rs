@@ -48,7 +48,7 @@ pub struct Conversation {
 }
 
 /// The tunnel's own note on a transmission: it comes back with the acknowledgement.
-pub type Stamp = [u64; 3];
+pub type Stamp = [u64; 4];
 
 /// A segment that the peer now has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

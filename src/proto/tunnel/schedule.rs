@@ -35,6 +35,13 @@ const _: () = assert!(SIGNALS_BYTES_MAX + SEGMENT_OVERHEAD < MTU_MIN);
 /// Time for which a peer that does not know yet is told that the tunnel is closed, in µs.
 const CLOSING_US: u64 = 3_000_000;
 
+/// Of the segments in a packet, bytes that are acknowledgements and the like, and bytes sent again to be on the safe side.
+#[derive(Clone, Copy, Debug, Default)]
+struct Segments {
+    news: usize,
+    repeats: usize,
+}
+
 /// What the pacer has allowed and bulk has not yet used.
 #[derive(Debug, Default)]
 pub struct Grant {
@@ -183,11 +190,13 @@ impl Tunnel {
         self.write_signals(now, out);
         let signals = out.len() - begin;
         self.write_datagrams(end, out);
+        let datagrams = out.len() - begin - signals;
         if out.len() > begin || self.has_small_segments(now) {
-            let news = self.write_segments(now, end, out);
+            let Segments { news, repeats } = self.write_segments(now, end, out);
             let charged = out.len() - begin - signals - news;
             if charged > 0 {
                 self.pacer.charge_small(charged);
+                self.pacer.count_unacknowledged(datagrams + repeats);
             }
         }
     }
@@ -243,10 +252,9 @@ impl Tunnel {
         self.mtu.size() - OVERHEAD_BYTES
     }
 
-    /// How many bytes of them are acknowledgements and the like.
-    fn write_segments(&mut self, now: u64, end: usize, out: &mut Vec<u8>) -> usize {
+    fn write_segments(&mut self, now: u64, end: usize, out: &mut Vec<u8>) -> Segments {
         if end - out.len() < SEGMENTS_HEAD + HEADER_BYTES {
-            return 0;
+            return Segments::default();
         }
         let head = out.len();
         begin_segments(out);
@@ -265,7 +273,7 @@ impl Tunnel {
         if out.len() == first {
             out.truncate(head);
         }
-        news
+        Segments { news, repeats }
     }
 
     fn write_news(&mut self, end: usize, out: &mut Vec<u8>) {

@@ -170,6 +170,11 @@ impl Pacer {
         self.bucket.take_small(bytes);
     }
 
+    /// So many of the bytes charged are players' datagrams or repeats, which nobody acknowledges.
+    pub fn count_unacknowledged(&mut self, bytes: usize) {
+        self.sampler.count_unacknowledged(bytes);
+    }
+
     /// At which bulk and small packets leave together, now, in bytes/s.
     #[must_use]
     pub fn rate(&self) -> u64 {
@@ -250,6 +255,7 @@ mod tests {
                 pacer.on_acked(now, &acked, any(30) as usize);
                 pacer.on_loss_report(any(48), any(48));
                 pacer.charge_small(any(11) as usize);
+                pacer.count_unacknowledged(any(40) as usize);
                 let budget = pacer.bulk_budget(now, 0);
                 assert!(budget.bytes > 0 || budget.next_at > Some(now), "{budget:?} of {pacer:?}");
                 pacer.charge_bulk(budget.bytes);

@@ -1,5 +1,9 @@
 //! How fast the path delivers: what was acknowledged from the sending of a segment to its acknowledgement, over the time in which
 //! that was sent or acknowledged, whichever took longer (draft-cheng-iccrg-delivery-rate-estimation).
+//!
+//! Players' datagrams and repeats take their part of the path, too, and nobody acknowledges them. They are taken to have been
+//! delivered when something was that was sent later: else the path would seem slower by what they take, and bulk would give way to
+//! them again and again. What of them is lost counts, too: to leave it out changed nothing that could be measured.
 
 use crate::proto::kcp::{Acked, Stamp};
 
@@ -24,6 +28,9 @@ pub struct Sampler {
     /// Round trips so far, and what has to be delivered for the next.
     rounds: u64,
     round_ends: u64,
+    /// Bytes sent that nobody acknowledges, and those of them that are taken to have been delivered, modulo 2^32.
+    unacknowledged: u32,
+    unacknowledged_delivered: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +50,10 @@ impl Sampler {
         self.rounds
     }
 
+    pub fn count_unacknowledged(&mut self, bytes: usize) {
+        self.unacknowledged = self.unacknowledged.wrapping_add(bytes as u32);
+    }
+
     /// `is_idle`: less was written than might have been sent.
     pub fn stamp(&mut self, now: u64, in_flight: usize, is_idle: bool) -> Stamp {
         if in_flight == 0 {
@@ -54,20 +65,22 @@ impl Sampler {
         let idle = if self.idle_until > self.delivered { IDLE } else { 0 };
         // Up to 71 minutes. Who waits longer for an acknowledgement has no use for a rate.
         let since = |then: u64| u64::from(u32::try_from(now.saturating_sub(then)).unwrap_or(u32::MAX));
-        [self.delivered | idle, now, since(self.delivered_at) << 32 | since(self.first_sent_at)]
+        let unacknowledged = u64::from(self.unacknowledged) << 32 | u64::from(self.unacknowledged_delivered);
+        [self.delivered | idle, now, since(self.delivered_at) << 32 | since(self.first_sent_at), unacknowledged]
     }
 
     /// Marks what is no bulk.
     pub fn small(stamp: Stamp) -> Stamp {
-        let [delivered, sent, since] = stamp;
-        [delivered | SMALL, sent, since]
+        let [delivered, sent, since, unacknowledged] = stamp;
+        [delivered | SMALL, sent, since, unacknowledged]
     }
 
     /// `None` when it is not sure which transmission arrived.
     pub fn on_acked(&mut self, now: u64, acked: &Acked) -> Option<Sample> {
         self.delivered += bytes_of(acked);
         self.delivered_at = now;
-        let [delivered, sent, since] = acked.stamp;
+        let [delivered, sent, since, unacknowledged] = acked.stamp;
+        let beside = self.deliver_unacknowledged(unacknowledged);
         let is_last_transmission = match acked.rtt_us {
             Some(rtt) => now.saturating_sub(rtt) == sent,
             None => acked.transmissions == 1,
@@ -80,8 +93,18 @@ impl Sampler {
         let delivered = delivered & !(IDLE | SMALL);
         let (acknowledging, sending) = (now.saturating_sub(sent) + (since >> 32), since & u64::from(u32::MAX));
         let interval_us = sending.max(acknowledging).max(1);
-        let rate = self.delivered.saturating_sub(delivered).saturating_mul(1_000_000) / interval_us;
+        let bytes = self.delivered.saturating_sub(delivered).saturating_add(beside);
+        let rate = bytes.saturating_mul(1_000_000) / interval_us;
         Some(Sample { rate, interval_us, is_idle, is_small, begins_round: self.begins_round(delivered) })
+    }
+
+    /// Takes all of them that were sent before the segment for delivered, and says how many have been since it was sent.
+    fn deliver_unacknowledged(&mut self, stamp: u64) -> u64 {
+        let (before, delivered_then) = ((stamp >> 32) as u32, stamp as u32);
+        if before.wrapping_sub(self.unacknowledged_delivered).cast_signed() > 0 {
+            self.unacknowledged_delivered = before;
+        }
+        self.unacknowledged_delivered.wrapping_sub(delivered_then).into()
     }
 
     /// A round ends when something is acknowledged that was sent after it began.
@@ -166,6 +189,23 @@ mod tests {
         begun.extend(sampler.on_acked(300, &acknowledged(100, stamp)).map(|it| it.begins_round));
         assert_eq!(begun.iter().filter(|begins| **begins).count(), 2);
         assert_eq!((begun.first(), begun.last()), (Some(&true), Some(&true)));
+    }
+
+    #[test]
+    fn what_nobody_acknowledges_is_delivered_with_what_was_sent_later() {
+        for begin in [0, u32::MAX - 10_000] {
+            let mut sampler = Sampler { unacknowledged: begin, unacknowledged_delivered: begin, ..Sampler::default() };
+            let (mut sent, mut last) = (std::collections::VecDeque::new(), None);
+            for now in (0..400_000).step_by(1_000) {
+                if let Some((at, stamp)) = sent.pop_front_if(|(at, _)| at + 50_000 <= now) {
+                    last = sampler.on_acked(now, &acknowledged(now - at, stamp));
+                }
+                sampler.count_unacknowledged(500);
+                sent.push_back((now, sampler.stamp(now, sent.len() * LENGTH, false)));
+            }
+            let rate = last.expect("an acknowledgement").rate;
+            assert!(rate.abs_diff(1_500_000) < 30_000, "{rate} bytes/s, of which a third nobody acknowledges");
+        }
     }
 
     fn acknowledged(rtt_us: u64, stamp: Stamp) -> Acked {
