@@ -950,3 +950,26 @@ impl Rng {
         (0..length).map(|_| self.next() as u8).collect()
     }
 }
+
+#[test]
+fn an_acknowledgement_that_was_lost_and_is_said_again_later_does_not_count_as_a_longer_round_trip() {
+    let settings = Settings { ack_delay_us: 0, ..Settings::default() };
+    let mut buffers = Buffers::new(1_500, 100);
+    let [mut left, mut right] = [(); 2].map(|()| Conversation::new(1, settings.clone()));
+    let mut said = Vec::new();
+    for at in 0..3 {
+        let (mut out, mut answer) = (Vec::new(), Vec::new());
+        left.write(b"move", &mut buffers);
+        left.write_new(at * 16 * MS, ROOM, Stamp::default(), &buffers, &mut out);
+        if at > 0 {
+            right.input(at * 16 * MS + 25 * MS, &out, &mut buffers, |_| {}).expect("segments");
+            right.write_acks(ROOM, &mut answer);
+        }
+        said.push(answer);
+    }
+    // The first segment is lost, and what was said of the second; the third brings that again.
+    let mut trips = Vec::new();
+    left.input(82 * MS, &said[2], &mut buffers, |acked| trips.push(acked.rtt_us)).expect("acknowledgements");
+    assert_eq!(trips, [Some(50 * MS), Some(66 * MS)]);
+    assert_eq!(left.rtt_us(), Some(50 * MS));
+}

@@ -160,7 +160,10 @@ impl Sender {
         let Some(segment) = self.segments.take(number) else { return }; // It was acknowledged before.
         let sent = timestamp.and_then(|timestamp| segment.sent_at(timestamp, |time| self.wire_clock(time)));
         let rtt_us = sent.map(|sent| now.saturating_sub(sent).max(1));
-        rtt_us.into_iter().for_each(|rtt| self.rtt.sample(rtt));
+        // What arrived after something sent later may be what a lost acknowledgement had said: that it waited is not the path's doing.
+        if sent.is_some_and(|sent| sent >= self.arrived.0) {
+            rtt_us.into_iter().for_each(|rtt| self.rtt.sample(rtt));
+        }
         if segment.retransmissions == 0 || sent == Some(segment.sent) {
             self.arrived = self.arrived.max((segment.sent, segment.count));
         } else if sent.is_some_and(|sent| sent < segment.sent) {
