@@ -195,9 +195,9 @@ mod tests {
     fn what_nobody_acknowledges_is_delivered_with_what_was_sent_later() {
         for begin in [0, u32::MAX - 10_000] {
             let mut sampler = Sampler { unacknowledged: begin, unacknowledged_delivered: begin, ..Sampler::default() };
-            let (mut sent, mut last) = (std::collections::VecDeque::new(), None);
+            let (mut sent, mut last) = (std::collections::VecDeque::<(u64, Stamp)>::new(), None);
             for now in (0..400_000).step_by(1_000) {
-                if let Some((at, stamp)) = sent.pop_front_if(|(at, _)| at + 50_000 <= now) {
+                if let Some((at, stamp)) = sent.pop_front_if(|(at, _)| *at + 50_000 <= now) {
                     last = sampler.on_acked(now, &acknowledged(now - at, stamp));
                 }
                 sampler.count_unacknowledged(500);
