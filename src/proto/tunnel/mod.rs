@@ -17,7 +17,7 @@
 //! * on its way in: `endpoint` finds the tunnel, `greeter` is for strangers, and `tries` bounds what they cost, `sessions` and
 //!   `seal` open the packet, `receive` deals with its `frames`, `life` with streams (`stream`, `streams`, `control`);
 //! * on its way out: `schedule` fills packets, `pacer` says when bulk may leave, `repeats` how often games are repeated;
-//! * beside that: `path`, `liveness` and `mtu` know the way, `reports` what it loses.
+//! * beside that: `path`, `liveness` and `mtu` know the way, `reports` what it loses; `way` gives an address to ways that are no UDP.
 //!
 //! Deliberately absent: sockets; the way by which two peers learn each other's addresses.
 
@@ -53,6 +53,7 @@ mod stream;
 mod streams;
 mod tries;
 mod window;
+pub mod way;
 pub mod wire;
 
 use std::net::SocketAddr;
@@ -64,6 +65,7 @@ pub use keys::Key;
 pub use peer::Tunnel;
 pub use settings::{Repeats, Service, Settings};
 pub use stream::StreamId;
+pub use way::{Way, is_virtual};
 pub use wire::ServiceName;
 
 /// One tunnel of an endpoint. Never given twice.
