@@ -232,7 +232,12 @@ fn of_tunnel(event: tunnel::Event) -> Option<Event> {
         tunnel::Event::Writable(stream) => Event::Writable(StreamId::Tunnel(stream)),
         tunnel::Event::Ended(stream) => Event::Ended { stream: StreamId::Tunnel(stream), deaf: false },
         tunnel::Event::Reset(stream, reason) => Event::Reset(StreamId::Tunnel(stream), reason),
-        tunnel::Event::Forgotten(_) => return None,
+        tunnel::Event::Forgotten(_)
+        | tunnel::Event::Told
+        | tunnel::Event::Probed { .. }
+        | tunnel::Event::Answered { .. }
+        | tunnel::Event::Observed { .. }
+        | tunnel::Event::Moved { .. } => return None,
         tunnel::Event::Datagrams => Event::Datagrams,
     })
 }

@@ -24,6 +24,8 @@ pub struct Side {
     /// Nothing is read of them.
     pub stopped: BTreeSet<StreamId>,
     pub established: usize,
+    /// What was heard of ways to the peer, and when.
+    pub ways: Vec<(u64, Event)>,
 }
 
 /// What a provider does with a stream that a visitor has opened.
@@ -74,6 +76,7 @@ impl Side {
             datagrams: Vec::new(),
             stopped: BTreeSet::new(),
             established: 0,
+            ways: Vec::new(),
         }
     }
 
@@ -192,6 +195,13 @@ impl Side {
             Event::Forgotten(stream) => {
                 let held = self.streams.entry((tunnel, stream)).or_default();
                 assert!(!std::mem::replace(&mut held.is_forgotten, true), "{stream:?} is forgotten twice");
+            }
+            Event::Told
+            | Event::Probed { .. }
+            | Event::Answered { .. }
+            | Event::Observed { .. }
+            | Event::Moved { .. } => {
+                self.ways.push((now, event));
             }
             Event::Datagrams => {
                 let Some(tunnel) = self.endpoint.tunnel(tunnel) else { return };

@@ -364,6 +364,17 @@ impl Conversation {
         self.receiver.handle_timeout(now);
     }
 
+    /// All that is sent from now on takes another path. Round trips begin anew, with this time-out. What the old path still carries
+    /// is not taken for lost when it is overtaken on the new one, by as much as the old one was slower.
+    pub fn begin_path(&mut self, now: u64, rto_first_us: u64) {
+        self.sender.begin_path(now, rto_first_us);
+    }
+
+    /// The path is dead on which segments went before `time`: those that are still in flight are lost.
+    pub fn resend_before(&mut self, time: u64) {
+        self.sender.resend_before(time);
+    }
+
     /// How long the oldest segment in flight or lost has waited for its acknowledgement, since it was first sent.
     #[must_use]
     pub fn waited_us(&self, now: u64) -> Option<u64> {

@@ -96,6 +96,17 @@ impl Segments {
         (segment.place, segment.previous, segment.next) = (place, previous, None);
     }
 
+    /// None of them has waited in vain, as far as their time-outs go.
+    pub fn forget_missed(&mut self) {
+        for head in [self.flight.head, self.lost.head] {
+            let mut following = head;
+            while let Some(number) = following {
+                self[number].missed = 0;
+                following = self[number].next;
+            }
+        }
+    }
+
     fn leave_queue(&mut self, number: u32) {
         let Outgoing { place, previous, next, piece, .. } = self[number];
         let Some(queue) = self.queue(place) else { return };

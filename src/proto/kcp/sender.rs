@@ -39,6 +39,9 @@ pub struct Sender {
     /// Transmissions so far, without repeats, and the latest of which is known that it arrived: its time and its count.
     transmissions: u64,
     arrived: (u64, u64),
+    /// When the path began that is in use, and how much later than on it segments may arrive that were sent before.
+    path_began: u64,
+    path_before_later: u64,
     /// Of many in flight: when the time-out began, and how many have passed since anything was acknowledged.
     rearmed: u64,
     missed: u32,
@@ -88,6 +91,8 @@ impl Sender {
             losses: 0,
             transmissions: 0,
             arrived: (0, 0),
+            path_began: 0,
+            path_before_later: 0,
             rearmed: 0,
             missed: 0,
             peer_next: first,
@@ -197,9 +202,32 @@ impl Sender {
 
     fn is_overtaken(&self, segment: &Outgoing) -> bool {
         let (time, count) = self.arrived;
+        if segment.sent < self.path_began && segment.sent + self.path_before_later > time {
+            return false;
+        }
         match self.settings.overtaken {
             Overtaken::ByTime(later) => segment.sent + later.max(self.patience) <= time,
             Overtaken::ByCount(later) => segment.count + later <= count,
+        }
+    }
+
+    // Another path.
+
+    pub fn begin_path(&mut self, now: u64, rto_first_us: u64) {
+        // What is faster by more than half a round trip is a strange path.
+        self.path_before_later = self.rtt.smoothed().unwrap_or(0) / 2;
+        self.path_began = now;
+        self.rtt = Rtt::new();
+        self.settings.rto_first_us = rto_first_us;
+        (self.rearmed, self.missed, self.patience) = (now, 0, 0);
+        self.segments.forget_missed();
+    }
+
+    pub fn resend_before(&mut self, time: u64) {
+        while let Some(number) = self.segments.flight.head
+            && self.segments[number].sent < time
+        {
+            self.segments.move_to(Place::Lost, number);
         }
     }
 

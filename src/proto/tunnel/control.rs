@@ -6,6 +6,7 @@
 //! 3 reset    stream u32 | reason u8: neither half goes on; also the refusal of a stream
 //! 4 renew    an offer, as in a handshake: new keys for this tunnel
 //! 5 renewed  the answer to it
+//! 6 tell     length u16 | bytes, 1,024 at most: what the owners of the two ends tell each other
 //! ```
 
 use std::collections::VecDeque;
@@ -23,6 +24,7 @@ pub enum Message {
     Reset { stream: StreamId, reason: ResetReason },
     Renew(Box<[u8; OFFER_BYTES]>),
     Renewed(Box<[u8; ANSWER_BYTES]>),
+    Tell(Box<[u8]>),
 }
 
 const FINISH: u8 = 1;
@@ -30,9 +32,13 @@ const RECEIVED: u8 = 2;
 const RESET: u8 = 3;
 const RENEW: u8 = 4;
 const RENEWED: u8 = 5;
+const TELL: u8 = 6;
+
+/// Bytes that the owners may tell each other at once: some thirty addresses.
+pub const TELL_BYTES_MAX: usize = 1_024;
 
 /// The longest message.
-pub const MESSAGE_BYTES_MAX: usize = 1 + OFFER_BYTES;
+pub const MESSAGE_BYTES_MAX: usize = 3 + TELL_BYTES_MAX;
 
 impl Message {
     pub fn emit(&self, out: &mut Vec<u8>) {
@@ -54,6 +60,12 @@ impl Message {
                 out.push(RENEWED);
                 out.extend_from_slice(&answer[..]);
             }
+            Self::Tell(bytes) => {
+                debug_assert!(bytes.len() <= TELL_BYTES_MAX);
+                out.push(TELL);
+                out.extend_from_slice(&(bytes.len() as u16).to_be_bytes());
+                out.extend_from_slice(bytes);
+            }
         }
     }
 }
@@ -73,13 +85,19 @@ pub struct Inbox {
 impl Inbox {
     /// Takes some of `piece`, at least a byte, and tells how many, and the message that they complete, if any.
     pub fn take(&mut self, piece: &[u8]) -> Result<(usize, Option<Message>), Malformed> {
-        let before = self.bytes.len();
         let kind = *self.bytes.first().or(piece.first()).ok_or(Malformed)?;
-        let wanted = length(kind)?;
-        let taken = piece.len().min(wanted - before);
-        self.bytes.extend_from_slice(&piece[..taken]);
-        if self.bytes.len() < wanted {
-            return Ok((taken, None));
+        let mut taken = 0;
+        // Twice for a message that tells its length itself.
+        while let wanted = length(kind, &self.bytes)?
+            && self.bytes.len() < wanted
+        {
+            let rest = &piece[taken..];
+            let more = rest.len().min(wanted - self.bytes.len());
+            if more == 0 {
+                return Ok((taken, None));
+            }
+            self.bytes.extend_from_slice(&rest[..more]);
+            taken += more;
         }
         let message = parse(kind, &self.bytes[1..]);
         self.bytes.clear();
@@ -87,9 +105,14 @@ impl Inbox {
     }
 }
 
-/// Of a message, with its kind.
-fn length(kind: u8) -> Result<usize, Malformed> {
+/// Of a message that begins with `bytes`, with its kind; or as much of it as tells its length.
+fn length(kind: u8, bytes: &[u8]) -> Result<usize, Malformed> {
+    if let [TELL, high, low, ..] = bytes {
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        return if length <= TELL_BYTES_MAX { Ok(3 + length) } else { Err(Malformed) };
+    }
     Ok(1 + match kind {
+        TELL => 2,
         FINISH => 12,
         RECEIVED => 4,
         RESET => 5,
@@ -103,6 +126,7 @@ fn parse(kind: u8, body: &[u8]) -> Result<Message, Malformed> {
     Ok(match kind {
         RENEW => Message::Renew(Box::new(body.try_into().map_err(|_length| Malformed)?)),
         RENEWED => Message::Renewed(Box::new(body.try_into().map_err(|_length| Malformed)?)),
+        TELL => Message::Tell(body.get(2..).ok_or(Malformed)?.into()),
         _ => {
             let (stream, rest) = body.split_first_chunk().ok_or(Malformed)?;
             let stream = StreamId(u32::from_be_bytes(*stream));
@@ -234,6 +258,9 @@ mod tests {
             Message::Reset { stream: StreamId(7), reason: ResetReason::Other(200) },
             Message::Renew(Box::new([4; OFFER_BYTES])),
             Message::Renewed(Box::new([5; ANSWER_BYTES])),
+            Message::Tell(Box::new([6; TELL_BYTES_MAX])),
+            Message::Tell(Box::new([])),
+            Message::Tell(Box::new([7])),
         ]
     }
 
@@ -267,9 +294,15 @@ mod tests {
         assert_eq!(longest.max(), Some(MESSAGE_BYTES_MAX));
     }
 
+    #[test]
+    fn nobody_is_told_more_than_the_longest_message_has() {
+        assert_eq!(read(&mut Inbox::default(), &[TELL, 4, 1], 3), Err(Malformed));
+        assert_eq!(read(&mut Inbox::default(), &[TELL, 255, 255], 1), Err(Malformed));
+    }
+
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(bytes: Vec<u8>, kind in 0..7u8, piece in 1..300usize) {
+        fn no_bytes_make_it_panic(bytes: Vec<u8>, kind in 0..8u8, piece in 1..300usize) {
             let bytes = [&[kind][..], &bytes].concat();
             let _ = read(&mut Inbox::default(), &bytes, piece);
         }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::StreamId;
+use super::frames::Token;
 
 /// What has happened in a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,16 @@ pub enum Event {
     Forgotten(StreamId),
     /// There are datagrams to read. It is told again when [`super::Tunnel::read_datagram`] had none and more have come.
     Datagrams,
+    /// There is something to read with [`super::Tunnel::read_told`]. It is told again when that had nothing and more has come.
+    Told,
+    /// A probe of the peer came from there, which may be a way to it.
+    Probed { from: SocketAddr },
+    /// A probe of ours was answered from where it went to: this way works in both directions, and takes so long.
+    Answered { from: SocketAddr, rtt_us: u64 },
+    /// How the peer saw the source of what [`super::Tunnel::observe`] made with this token.
+    Observed { token: Token, address: SocketAddr },
+    /// Its datagrams go somewhere else from now on, since the peer has moved.
+    Moved { to: SocketAddr },
 }
 
 /// Why a tunnel is gone.

@@ -12,9 +12,16 @@
 //! 8 MTU probe   size u16: of this datagram
 //! 9 MTU arrived size u16
 //! 10 close      reason u8
+//! 11 probe      token 8: to be sent back, as a response, to where it came from
+//! 12 observe    token 8 | 19 zeros: as long as the longest answer
+//! 13 observed   token 8 | address from which that came
+//! 14 abandoned  the way before this one is dead: what was sent on it is to be sent again
 //!
 //! address       4 | IPv4 4 | port u16,  or  6 | IPv6 16 | port u16
 //! ```
+//!
+//! A packet of nothing but 0, 6, 11, 12 and 13 is *probing*: it says nothing about where the peer wants its packets, and none of
+//! the reports counts it, as most of those that look for a way through a NAT are lost by design.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -42,6 +49,10 @@ pub enum Frame<'a> {
     MtuProbe(u16),
     MtuArrived(u16),
     Close(u8),
+    Probe(Token),
+    Observe(Token),
+    Observed(Token, SocketAddr),
+    Abandoned,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +94,19 @@ const REPORT: u8 = 7;
 const MTU_PROBE: u8 = 8;
 const MTU_ARRIVED: u8 = 9;
 const CLOSE: u8 = 10;
+const PROBE: u8 = 11;
+const OBSERVE: u8 = 12;
+const OBSERVED: u8 = 13;
+const ABANDONED: u8 = 14;
+
+/// Of the longest address. A question that is to be answered with one brings as many bytes.
+const ADDRESS_BYTES_MAX: usize = 19;
+
+/// Whether a packet only looks for ways to the peer.
+pub fn is_probing(packet: &[u8]) -> bool {
+    use Frame::{Observe, Observed, Probe, Response};
+    Frames::of(packet).all(|frame| matches!(frame, Ok(Probe(_) | Observe(_) | Observed(..) | Response(_))))
+}
 
 /// The frames of a packet. Ends after the first that is malformed.
 #[derive(Debug)]
@@ -105,6 +129,14 @@ impl<'a> Frames<'a> {
             MTU_PROBE => Frame::MtuProbe(u16::from_be_bytes(array(rest)?)),
             MTU_ARRIVED => Frame::MtuArrived(u16::from_be_bytes(array(rest)?)),
             CLOSE => Frame::Close(u8::from_be_bytes(array(rest)?)),
+            PROBE => Frame::Probe(array(rest)?),
+            OBSERVE => {
+                let token = array(rest)?;
+                let zeros: [u8; ADDRESS_BYTES_MAX] = array(rest)?;
+                if zeros == [0; ADDRESS_BYTES_MAX] { Frame::Observe(token) } else { return Err(Malformed) }
+            }
+            OBSERVED => Frame::Observed(array(rest)?, parse_address(rest)?),
+            ABANDONED => Frame::Abandoned,
             _ => return Err(Malformed),
         })
     }
@@ -143,6 +175,16 @@ impl Frame<'_> {
             Self::MtuProbe(size) => emit(MTU_PROBE, &size.to_be_bytes(), out),
             Self::MtuArrived(size) => emit(MTU_ARRIVED, &size.to_be_bytes(), out),
             Self::Close(reason) => emit(CLOSE, &[*reason], out),
+            Self::Probe(token) => emit(PROBE, token, out),
+            Self::Observe(token) => {
+                emit(OBSERVE, token, out);
+                out.extend_from_slice(&[0; ADDRESS_BYTES_MAX]);
+            }
+            Self::Observed(token, address) => {
+                emit(OBSERVED, token, out);
+                emit_address(*address, out);
+            }
+            Self::Abandoned => out.push(ABANDONED),
         }
     }
 }
@@ -285,7 +327,11 @@ mod tests {
             Frame::MtuProbe(1452),
             Frame::MtuArrived(1452),
             Frame::Close(3),
+            Frame::Probe(*b"to there"),
+            Frame::Observe(*b"who am I"),
+            Frame::Abandoned,
         ];
+        frames.extend(players().into_iter().flatten().map(|address| Frame::Observed(*b"who am I", address)));
         for player in players() {
             frames.push(Frame::Datagram(Datagram { session: 1 << 31, port: 9, player, bytes: b"to arms" }));
         }
@@ -329,6 +375,35 @@ mod tests {
     }
 
     #[test]
+    fn an_address_that_was_asked_for_is_told_in_no_more_bytes_than_the_question_had() {
+        let (mut question, mut answer) = (Vec::new(), Vec::new());
+        Frame::Observe(*b"who am I").emit(&mut question);
+        let longest = SocketAddr::from(([0xffff; 8], u16::MAX));
+        Frame::Observed(*b"who am I", longest).emit(&mut answer);
+        assert_eq!(answer.len(), question.len());
+        for length in 1..question.len() {
+            assert_eq!(Frames::of(&question[..length]).collect::<Vec<_>>(), [Err(Malformed)], "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_packet_is_probing_when_all_of_it_is() {
+        let packet = |frames: &[Frame<'_>]| {
+            let mut packet = Vec::new();
+            frames.iter().for_each(|frame| frame.emit(&mut packet));
+            packet
+        };
+        let probing = [Frame::Probe([1; 8]), Frame::Response([2; 8]), Frame::Observe([3; 8])];
+        assert!(is_probing(&packet(&probing)));
+        assert!(is_probing(&[packet(&probing), vec![0; 9]].concat()));
+        assert!(is_probing(&packet(&[Frame::Observed([4; 8], ([127, 0, 0, 1], 9).into())])));
+        for other in [Frame::Challenge([5; 8]), Frame::Abandoned, Frame::Segments(b""), Frame::Close(0)] {
+            assert!(!is_probing(&packet(&[probing[0], other])), "{other:?}");
+        }
+        assert!(!is_probing(&[255]) && !is_probing(&[PROBE, 0]), "what is not known may say anything");
+    }
+
+    #[test]
     fn an_address_may_be_left_out_of_a_preamble() {
         for player in players() {
             let mut bytes = Vec::new();
@@ -344,7 +419,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic_and_what_is_read_is_written_the_same(mut bytes: Vec<u8>, kind in 0..12u8) {
+        fn no_bytes_make_it_panic_and_what_is_read_is_written_the_same(mut bytes: Vec<u8>, kind in 0..16u8) {
             if let Some(first) = bytes.first_mut() {
                 *first = kind;
             }

@@ -113,6 +113,7 @@ impl Tunnel {
             Message::Reset { stream, reason } => self.on_reset(stream, reason),
             Message::Renew(offer) => self.offer = Some(offer),
             Message::Renewed(answer) => self.on_renewed(&answer),
+            Message::Tell(bytes) => self.on_told(bytes),
         }
     }
 

@@ -63,6 +63,11 @@ impl Liveness {
         }
     }
 
+    /// The path is another one: the last question says nothing about it.
+    pub fn forget_question(&mut self) {
+        self.asked = None;
+    }
+
     /// `token` is being sent.
     pub fn ask(&mut self, now: u64, token: Token) {
         self.asked = Some((token, now));

@@ -17,7 +17,8 @@
 //! * on its way in: `endpoint` finds the tunnel, `greeter` is for strangers, and `tries` bounds what they cost, `sessions` and
 //!   `seal` open the packet, `receive` deals with its `frames`, `life` with streams (`stream`, `streams`, `control`);
 //! * on its way out: `schedule` fills packets, `pacer` says when bulk may leave, `repeats` how often games are repeated;
-//! * beside that: `path`, `liveness` and `mtu` know the way, `reports` what it loses; `way` gives an address to ways that are no UDP.
+//! * beside that: `path`, `moves`, `liveness` and `mtu` know the way, `reports` what it loses, `way` the addresses of ways that are
+//!   no UDP.
 //!
 //! Deliberately absent: sockets; the way by which two peers learn each other's addresses.
 
@@ -33,6 +34,7 @@ pub mod handshake;
 pub mod keys;
 mod life;
 mod liveness;
+mod moves;
 mod mtu;
 mod numbering;
 pub mod pacer;
@@ -40,6 +42,7 @@ mod packet_key;
 mod path;
 mod peer;
 mod pieces;
+mod probe_tokens;
 pub mod random;
 mod receive;
 mod repeats;
@@ -52,8 +55,8 @@ mod settings;
 mod stream;
 mod streams;
 mod tries;
+mod way;
 mod window;
-pub mod way;
 pub mod wire;
 
 use std::net::SocketAddr;
@@ -61,7 +64,9 @@ use std::net::SocketAddr;
 pub use datagrams::DatagramInfo;
 pub use endpoint::Endpoint;
 pub use events::{CloseReason, Event, LostReason, ResetReason};
+pub use frames::Token;
 pub use keys::Key;
+pub use moves::Leaving;
 pub use peer::Tunnel;
 pub use settings::{Repeats, Service, Settings};
 pub use stream::StreamId;

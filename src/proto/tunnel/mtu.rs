@@ -48,9 +48,9 @@ impl Mtu {
         self.size
     }
 
-    /// The path is another one.
-    pub fn reset(&mut self, now: u64) {
-        *self = Self::new(now, self.max);
+    /// The path is another one, on which nothing longer than `max` is tried.
+    pub fn begin(&mut self, now: u64, max: usize) {
+        *self = Self::new(now, max);
     }
 
     /// Tries the next longer size, if any.

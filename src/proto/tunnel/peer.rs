@@ -16,6 +16,7 @@ use super::numbering::Numbering;
 use super::pacer::{self, Pacer};
 use super::path::Path;
 use super::pieces::{FRAME_BYTES_MAX, Reassembly, Splitter};
+use super::probe_tokens::ProbeTokens;
 use super::random::Random;
 use super::repeats::Redundancy;
 use super::reports::{Arrivals, Losses};
@@ -43,6 +44,7 @@ pub struct Tunnel {
     // Packets.
     pub(super) sessions: Sessions,
     pub(super) path: Path,
+    pub(super) probe_tokens: ProbeTokens,
     pub(super) mtu: Mtu,
     pub(super) liveness: Liveness,
     pub(super) arrivals: Arrivals,
@@ -76,6 +78,10 @@ pub struct Tunnel {
     pub(super) outgoing: Queue,
     pub(super) incoming: Queue,
     pub(super) knows_datagrams: bool,
+
+    // What the peer's owner tells ours.
+    pub(super) told: VecDeque<Box<[u8]>>,
+    pub(super) knows_told: bool,
 
     pub(super) events: VecDeque<Event>,
     /// A frame that came in pieces.
@@ -128,6 +134,7 @@ impl Tunnel {
         let Beginning { role, remote, name, service, key, session, seed, rtt_us } = beginning;
         let mut random = Random::new(seed);
         let pacer_seed = u64::from_ne_bytes(random.draw());
+        let probe_tokens = ProbeTokens::new(random.draw());
         let pacer = pacer::Settings { rate_max: settings.rate_max, seed: pacer_seed, ..pacer::Settings::default() };
         let buffer_bytes = settings.mtu_max.max(super::mtu::MTU_MIN);
         let mut tunnel = Self {
@@ -141,6 +148,7 @@ impl Tunnel {
             now,
             sessions: Sessions::new(now, session),
             path: Path::new(remote),
+            probe_tokens,
             mtu: Mtu::new(now, settings.mtu_max),
             liveness: Liveness::new(now, settings.keep_alive_us, role == Role::Visitor),
             arrivals: Arrivals::default(),
@@ -165,10 +173,13 @@ impl Tunnel {
             outgoing: Queue::default(),
             incoming: Queue::default(),
             knows_datagrams: false,
+            told: VecDeque::new(),
+            knows_told: false,
             events: VecDeque::from([Event::Established]),
             scratch: Vec::new(),
             offer: None,
         };
+        tunnel.begin_mtu(now);
         if let Some(rtt_us) = rtt_us {
             tunnel.on_rtt(now, rtt_us);
             tunnel.pacer.on_rtt(now, rtt_us);
@@ -311,6 +322,7 @@ impl Tunnel {
         self.streams = Streams::default();
         self.buffers = Buffers::new(0, 0);
         (self.outgoing, self.incoming) = (Queue::default(), Queue::default());
+        self.told.clear();
         self.events.clear();
     }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::control::Message;
 use super::datagrams::DatagramInfo;
 use super::events::{CloseReason, Event, LostReason};
-use super::frames::{Datagram, Frame, Frames, Piece, Report};
+use super::frames::{Datagram, Frame, Frames, Piece, Report, is_probing};
 use super::handshake::ANSWER_BYTES;
 use super::liveness::Liveness;
 use super::peer::{Phase, Role, Tunnel};
@@ -50,13 +50,17 @@ impl Tunnel {
             self.begin_session();
         }
         self.liveness.on_heard(now);
-        let is_highest = opened.is_highest && origin != Origin::Previous;
-        self.path.on_packet(now, from, bytes, is_highest, || self.random.draw());
+        let is_probing = is_probing(opened.plaintext);
+        let is_newest = !is_probing && origin != Origin::Previous && opened.number > self.arrivals.highest();
+        let before = self.path.remote();
+        if self.path.on_packet(now, from, bytes, is_newest, || self.random.draw()) {
+            self.follow(now, before);
+        }
         let is_worth_telling = self.handle_frames(now, from, opened.plaintext);
         if is_worth_telling && self.wants_rtt(now) {
             self.liveness.ask_once(now);
         }
-        if origin != Origin::Previous {
+        if origin != Origin::Previous && !is_probing {
             self.arrivals.note(now, opened.number, is_worth_telling);
         }
         self.tell_writers();
@@ -88,7 +92,7 @@ impl Tunnel {
             Frame::Segments(segments) => self.handle_segments(now, segments),
             Frame::Datagram(datagram) => self.handle_player_datagram(&datagram),
             Frame::Piece(piece) => self.handle_piece(now, from, &piece),
-            Frame::Challenge(token) => self.path.on_challenge(from, token),
+            Frame::Challenge(token) => self.path.answer(from, Frame::Response(token)),
             Frame::Response(token) => self.handle_response(now, from, token),
             Frame::Report(report) => self.handle_report(report),
             Frame::MtuProbe(size) => self.mtu_arrived = Some(size),
@@ -97,6 +101,10 @@ impl Tunnel {
                 self.adapt_segments();
             }
             Frame::Close(reason) => self.lose(LostReason::Closed(CloseReason::from_byte(reason))),
+            Frame::Probe(token) => self.on_probed(from, token),
+            Frame::Observe(token) => self.on_observe(from, token),
+            Frame::Observed(token, address) => self.push_probed(Event::Observed { token, address }),
+            Frame::Abandoned => self.on_abandoned(from),
         }
     }
 
@@ -188,9 +196,16 @@ impl Tunnel {
             self.on_rtt(now, rtt_us);
             self.pacer.on_rtt(now, rtt_us);
         }
-        if self.path.on_response(from, token) {
-            self.mtu.reset(now);
-            self.adapt_segments();
+        if self.on_answered(now, from, token) {
+            return;
+        }
+        if let Some(rtt_us) = self.path.on_announced(now, from, token) {
+            self.on_rtt(now, rtt_us);
+            self.pacer.on_rtt(now, rtt_us);
+        }
+        let before = self.path.remote();
+        if self.path.on_response(now, from, token) {
+            self.follow(now, before);
         }
     }
 

@@ -1,6 +1,8 @@
 //! What became of packets: [`Arrivals`] counts those of the peer for the reports that we send, [`Losses`] makes samples of the
 //! reports that come back.
 
+use std::collections::VecDeque;
+
 use super::frames::Report;
 use super::seal::EPOCH_BITS;
 
@@ -20,6 +22,11 @@ pub struct Arrivals {
 }
 
 impl Arrivals {
+    /// The highest number so far.
+    pub fn highest(&self) -> u64 {
+        self.seen.highest
+    }
+
     /// A packet has arrived. It is worth telling unless it only reports itself: reports would answer each other for ever.
     pub fn note(&mut self, now: u64, number: u64, is_worth_telling: bool) {
         self.seen.received += 1;
@@ -62,19 +69,42 @@ pub struct Losses {
     last: Report,
     /// Taken for lost and then arrived: to be taken off the next losses.
     late: u64,
+    /// Numbers of packets that are counted by nobody, as yet unreported. Of too many the oldest count as lost.
+    uncounted: VecDeque<u64>,
+    /// Packets with lower numbers went along another path.
+    path_begins: u64,
 }
 
+/// A round of probes has 2,000.
+const UNCOUNTED_MAX: usize = 4_096;
+
 impl Losses {
-    /// `None` for a report that came too late, and for one across a change of keys, where numbers are left out.
+    /// A packet that only probes is being sent. No report counts it.
+    pub fn leave_out(&mut self, number: u64) {
+        if self.uncounted.len() == UNCOUNTED_MAX {
+            self.uncounted.pop_front();
+        }
+        self.uncounted.push_back(number);
+    }
+
+    /// Reports speak of this path when they speak of nothing sent before `number`.
+    pub fn begin_path(&mut self, number: u64) {
+        self.path_begins = number;
+    }
+
+    /// `None` for a report that came too late, for one of another path, and for one across a change of keys, where numbers are
+    /// left out.
     pub fn on_report(&mut self, report: Report) -> Option<Sample> {
         if report.highest <= self.last.highest {
             return None;
         }
         let last = std::mem::replace(&mut self.last, report);
-        if epoch(last.highest) != epoch(report.highest) {
+        let uncounted = self.uncounted.iter().take_while(|number| **number <= report.highest).count();
+        self.uncounted.drain(..uncounted);
+        if epoch(last.highest) != epoch(report.highest) || last.highest + 1 < self.path_begins {
             return None;
         }
-        let packets = report.highest - last.highest;
+        let packets = (report.highest - last.highest).saturating_sub(uncounted as u64);
         let received = report.received.saturating_sub(last.received);
         let missing = packets.saturating_sub(received);
         self.late += received.saturating_sub(packets);

@@ -8,7 +8,8 @@
 //!
 //! A segment that is longer than a packet, because it was cut when the path carried more, travels in pieces.
 
-use super::frames::{Frame, SEGMENTS_HEAD, begin_segments};
+use super::frames::{Frame, SEGMENTS_HEAD, begin_segments, is_probing};
+use super::moves::Leaving;
 use super::mtu::MTU_MIN;
 use super::peer::{Phase, Tunnel};
 use super::streams::{Place, Turn};
@@ -28,7 +29,7 @@ const BATCH_BYTES: usize = 64_000;
 const REPEATING_MAX: usize = 8;
 const FILLING_MAX: usize = 8;
 
-/// Signals in one packet: report, challenge, response, size of a probe.
+/// Signals in one packet: report, two challenges, response, size of a probe.
 const SIGNALS_BYTES_MAX: usize = 64;
 const _: () = assert!(SIGNALS_BYTES_MAX + SEGMENT_OVERHEAD < MTU_MIN);
 
@@ -118,16 +119,25 @@ impl Tunnel {
     // One packet.
 
     /// Appends a packet of at most `bytes` with what `write` appends, which is told where its room ends. 0 bytes: nothing.
-    fn packet(&mut self, bytes: usize, out: &mut Vec<u8>, write: impl FnOnce(&mut Self, usize, &mut Vec<u8>)) -> usize {
+    pub(super) fn packet(
+        &mut self,
+        bytes: usize,
+        out: &mut Vec<u8>,
+        write: impl FnOnce(&mut Self, usize, &mut Vec<u8>),
+    ) -> usize {
         let start = self.sessions.current().begin_packet(out);
         write(self, start + bytes - TAG_BYTES, out);
         if out.len() == start + Header::LEN {
             out.truncate(start);
             return 0;
         }
-        if self.sessions.current().finish_packet(out, start).is_err() {
+        let is_probing = is_probing(&out[start + Header::LEN..]);
+        let Ok(number) = self.sessions.current().finish_packet(out, start) else {
             self.lose(LostReason::Silent); // 2^48 packets: it cannot go on, and the peer cannot be told.
             return 0;
+        };
+        if is_probing {
+            self.losses.leave_out(number);
         }
         let sent = out.len() - start;
         self.sent.count(sent);
@@ -151,8 +161,8 @@ impl Tunnel {
     }
 
     fn transmit_aside(&mut self, now: u64, out: &mut Vec<u8>) -> Option<Transmit> {
-        const ASIDE_BYTES: usize = OVERHEAD_BYTES + 9;
-        let (to, frame) = self.path.take_aside(now, ASIDE_BYTES)?;
+        const CHALLENGE_BYTES: usize = OVERHEAD_BYTES + 9;
+        let (to, frame) = self.path.take_aside(now, CHALLENGE_BYTES)?;
         let transmit = self.transmit_one(out, |_, _, out| frame.emit(out))?;
         Some(Transmit { to, ..transmit })
     }
@@ -215,6 +225,13 @@ impl Tunnel {
     fn write_signals(&mut self, now: u64, out: &mut Vec<u8>) {
         if let Some(token) = self.path.take_response() {
             Frame::Response(token).emit(out);
+        }
+        let rtt_us = self.rtt_us;
+        if let Some((token, leaving)) = self.path.take_announcement(now, rtt_us, || self.random.draw()) {
+            Frame::Challenge(token).emit(out);
+            if leaving == Leaving::Dead {
+                Frame::Abandoned.emit(out);
+            }
         }
         if self.liveness.is_ask_due(now) {
             let token = self.random.draw();

@@ -26,6 +26,8 @@ pub struct Settings {
     /// The first byte of all ids that packets to us begin with: a socket's filter can tell by it to which of several processes a
     /// packet goes. `None`: any. Default `None`.
     pub ids_begin_with: Option<u8>,
+    /// Peers that ask are told the address from which their question came. Default false: only a rendezvous is asked.
+    pub answers_observe: bool,
 }
 
 /// How often the segments of a thin stream are sent again in the datagrams that follow, before anybody misses them.
@@ -59,6 +61,7 @@ impl Default for Settings {
             handshake_us: 30_000_000,
             mtu_max: 1452,
             ids_begin_with: None,
+            answers_observe: false,
         }
     }
 }

@@ -110,9 +110,15 @@ impl Streams {
         result
     }
 
-    /// For all, which is seldom necessary.
+    /// For all, which is seldom necessary. Nothing may come of it that a stream has to wait for.
     pub fn for_each(&mut self, mut act: impl FnMut(&mut Stream)) {
         self.table.iter_mut().for_each(|(_, stream)| act(stream));
+    }
+
+    /// [`Self::with`] for all.
+    pub fn with_each(&mut self, mut act: impl FnMut(&mut Stream)) {
+        let places: Vec<Place> = self.table.iter().map(|(place, _)| place).collect();
+        places.into_iter().for_each(|place| self.with(place, &mut act));
     }
 
     /// How many wait for their turn.

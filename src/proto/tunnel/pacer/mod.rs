@@ -67,6 +67,17 @@ pub struct Pacer {
     /// Bytes/s, as of the last change of the model.
     rate: u64,
     answer: Answer,
+    before: PathBefore,
+}
+
+/// What the path before this one still carries.
+#[derive(Clone, Copy, Debug, Default)]
+struct PathBefore {
+    /// When it was left.
+    left_at: u64,
+    /// Payload in flight on it, and until when that is to be believed: nobody tells what of it is taken for lost.
+    in_flight: usize,
+    until: u64,
 }
 
 /// What bulk was told last.
@@ -81,6 +92,17 @@ enum Answer {
     },
 }
 
+impl PathBefore {
+    fn in_flight(&self, now: u64) -> usize {
+        if now < self.until { self.in_flight } else { 0 }
+    }
+
+    fn has_sent(&self, now: u64, acked: &Acked) -> bool {
+        let [_, last_sent, ..] = acked.stamp;
+        acked.rtt_us.map_or(last_sent, |rtt| now.saturating_sub(rtt)) < self.left_at
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self { rate_max: None, datagram_bytes: 1_350, seed: 1 }
@@ -93,9 +115,22 @@ impl Pacer {
         let model = Model::new(settings.datagram_bytes, settings.seed);
         let (sampler, bucket) = (Sampler::default(), Bucket::default());
         let answer = Answer::Go { at: 0, is_path_limited: false };
-        let mut pacer = Self { settings, sampler, model, bucket, rate: 0, answer };
+        let before = PathBefore::default();
+        let mut pacer = Self { settings, sampler, model, bucket, rate: 0, answer, before };
         pacer.update_rate();
         pacer
+    }
+
+    /// Everything takes another path from now on, of which nothing is known but perhaps a round trip. `in_flight` is the payload in
+    /// flight of the whole tunnel: it does not fill the new path's window.
+    pub fn begin_path(&mut self, now: u64, rtt_us: Option<u64>, in_flight: usize) {
+        let rtt_before = self.min_rtt_us().unwrap_or(RTT_FIRST_US);
+        self.before = PathBefore { left_at: now, in_flight, until: now + 2 * rtt_before };
+        self.model = Model::new(self.settings.datagram_bytes, self.settings.seed);
+        self.sampler.begin_path(now);
+        (self.bucket, self.answer) = (Bucket::default(), Answer::Go { at: 0, is_path_limited: false });
+        rtt_us.into_iter().for_each(|rtt| self.model.delay.sample(now, rtt));
+        self.update_rate();
     }
 
     /// For all segments of a datagram that are written as new or lost. `in_flight` is the payload in flight of the whole tunnel,
@@ -119,6 +154,10 @@ impl Pacer {
 
     /// For each segment that is acknowledged. `in_flight` is that of the whole tunnel, without it.
     pub fn on_acked(&mut self, now: u64, acked: &Acked, in_flight: usize) {
+        if self.before.has_sent(now, acked) {
+            self.before.in_flight = self.before.in_flight.saturating_sub(acked.length);
+            return;
+        }
         if let Some(rtt) = acked.rtt_us {
             self.model.delay.sample(now, rtt);
         }
@@ -146,7 +185,7 @@ impl Pacer {
     pub fn bulk_budget(&mut self, now: u64, in_flight: usize) -> Budget {
         let batch = self.batch();
         let ready = self.bucket.fill(now, self.rate, self.most());
-        let room = self.window().saturating_sub(in_flight);
+        let room = self.window().saturating_sub(in_flight.saturating_sub(self.before.in_flight(now)));
         if room < self.settings.datagram_bytes {
             self.answer = Answer::WindowIsFull;
             return Budget { bytes: 0, next_at: None };

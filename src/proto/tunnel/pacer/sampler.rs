@@ -54,6 +54,13 @@ impl Sampler {
         self.unacknowledged = self.unacknowledged.wrapping_add(bytes as u32);
     }
 
+    /// What is sent from now on takes another path.
+    pub fn begin_path(&mut self, now: u64) {
+        (self.first_sent_at, self.delivered_at, self.idle_until) = (now, now, 0);
+        self.round_ends = self.delivered;
+        self.unacknowledged_delivered = self.unacknowledged;
+    }
+
     /// `is_idle`: less was written than might have been sent.
     pub fn stamp(&mut self, now: u64, in_flight: usize, is_idle: bool) -> Stamp {
         if in_flight == 0 {

@@ -84,6 +84,12 @@ impl Session {
         self.id
     }
 
+    /// Of the packet that is sealed next.
+    #[must_use]
+    pub fn next_number(&self) -> u64 {
+        self.sealer.next
+    }
+
     /// Appends the room of a header and returns where the packet starts. Frames come behind it. A packet that is not wanted
     /// after all is cut off by `out.truncate(start)`.
     #[must_use]
