@@ -82,6 +82,8 @@ impl Busy {
                 Event::Lost(reason) => panic!("a tunnel is lost: {reason:?}"),
                 Event::Reset(_, reason) => panic!("a stream is reset: {reason:?}"),
                 Event::Ended(_) | Event::Forgotten(_) => panic!("a stream ends that nobody ended"),
+                Event::Told | Event::Moved { .. } => panic!("nobody moves or tells anything"),
+                Event::Probed { .. } | Event::Answered { .. } | Event::Observed { .. } => panic!("nobody probes"),
             }
         }
     }

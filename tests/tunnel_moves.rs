@@ -1,0 +1,156 @@
+//! Other ways to the peer: probes, questions for one's own address, what owners tell each other, and paths that an owner chooses.
+
+mod sim;
+
+use std::net::SocketAddr;
+
+use gateway::proto::tunnel::{Event, Settings, Way};
+use sim::pair::{Pair, address};
+use sim::{MS, SECOND, link};
+
+fn pair() -> Pair {
+    Pair::new(1, &link::Settings::delayed_ms(30))
+}
+
+/// What the provider makes of a datagram from `from`, and what it sends for it.
+fn brought(pair: &mut Pair, from: SocketAddr, datagram: &mut [u8]) -> Vec<(SocketAddr, Vec<u8>)> {
+    let now = pair.net.now();
+    let provider = pair.provider();
+    provider.endpoint.handle_datagram(now, from, datagram);
+    let (mut sent, mut out) = (Vec::new(), Vec::new());
+    while let Some(transmit) = provider.endpoint.poll_transmit(now, &mut out) {
+        sent.push((transmit.to, std::mem::take(&mut out)));
+    }
+    sent
+}
+
+fn ways(pair: &mut Pair) -> Vec<Event> {
+    let visitor = pair.visitor();
+    while let Some((_, event)) = visitor.endpoint.poll_event() {
+        visitor.ways.push((0, event));
+    }
+    visitor.ways.drain(..).map(|(_, event)| event).collect()
+}
+
+#[test]
+fn a_probe_is_answered_to_where_it_came_from_in_as_many_bytes_and_moves_nothing() {
+    let mut pair = pair();
+    pair.run_for(5 * SECOND);
+    let (now, there) = (pair.net.now(), address(2));
+    let mut probe = Vec::new();
+    pair.visitor().tunnel().probe(now, there, &mut probe);
+    let length = probe.len();
+    let answers = brought(&mut pair, address(77), &mut probe);
+    let [(to, mut answer)] = <[_; 1]>::try_from(answers).expect("one answer");
+    assert_eq!((to, answer.len()), (address(77), length));
+    pair.run_for(60 * MS);
+    let now = pair.net.now();
+    pair.visitor().endpoint.handle_datagram(now, there, &mut answer);
+    assert_eq!(ways(&mut pair), [Event::Answered { from: there, rtt_us: 60_000 }]);
+    assert!(pair.provider().ways.iter().any(|(_, event)| *event == Event::Probed { from: address(77) }));
+    pair.run_for(5 * SECOND);
+    assert_eq!(
+        [pair.visitor().tunnel().status().remote, pair.provider().tunnel().status().remote],
+        [2, 1].map(address)
+    );
+}
+
+#[test]
+fn an_answer_that_somebody_brings_from_elsewhere_proves_nothing() {
+    let mut pair = pair();
+    let now = pair.net.now();
+    let mut probe = Vec::new();
+    pair.visitor().tunnel().probe(now, address(2), &mut probe);
+    let (_, mut answer) = brought(&mut pair, address(1), &mut probe).remove(0);
+    pair.visitor().endpoint.handle_datagram(now, address(99), &mut answer);
+    assert_eq!(ways(&mut pair), []);
+}
+
+#[test]
+fn only_who_is_set_to_tells_a_peer_its_address_and_never_in_more_bytes_than_were_asked_in() {
+    for answers_observe in [true, false] {
+        let settings = Settings { answers_observe, ..Settings::default() };
+        let mut pair = Pair::with(1, &link::Settings::delayed_ms(30), &settings);
+        pair.run_for(5 * SECOND);
+        for seen in ["192.0.2.7:4", "[2001:db8::7]:65535"] {
+            let seen: SocketAddr = seen.parse().expect("an address");
+            let now = pair.net.now();
+            let mut question = Vec::new();
+            pair.visitor().tunnel().observe(now, *b"who am I", &mut question);
+            let length = question.len();
+            let mut answers = brought(&mut pair, seen, &mut question);
+            assert_eq!(answers.len(), usize::from(answers_observe));
+            if let Some((to, mut answer)) = answers.pop() {
+                assert!(to == seen && answer.len() <= length);
+                pair.visitor().endpoint.handle_datagram(now, address(2), &mut answer);
+                assert_eq!(ways(&mut pair), [Event::Observed { token: *b"who am I", address: seen }]);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_address_of_an_old_protocol_in_a_new_one_is_told_as_what_it_is() {
+    let settings = Settings { answers_observe: true, ..Settings::default() };
+    let mut pair = Pair::with(1, &link::Settings::delayed_ms(30), &settings);
+    let now = pair.net.now();
+    let mut question = Vec::new();
+    pair.visitor().tunnel().observe(now, [1; 8], &mut question);
+    let mapped = "[::ffff:192.0.2.7]:4".parse().expect("an address");
+    let (_, mut answer) = brought(&mut pair, mapped, &mut question).remove(0);
+    pair.visitor().endpoint.handle_datagram(now, address(2), &mut answer);
+    let address = "192.0.2.7:4".parse().expect("an address");
+    assert_eq!(ways(&mut pair), [Event::Observed { token: [1; 8], address }]);
+    // Behind an address of ours there is nothing to be seen.
+    let mut question = Vec::new();
+    pair.visitor().tunnel().observe(now, [2; 8], &mut question);
+    assert_eq!(brought(&mut pair, Way::Link(1).into(), &mut question), []);
+}
+
+#[test]
+fn what_owners_tell_each_other_arrives_in_order_whatever_gets_lost() {
+    let lossy = link::Settings::delayed_ms(30).losing(link::Loss::Iid(0.2));
+    let mut pair = Pair::new(3, &lossy);
+    assert!(!pair.visitor().tunnel().tell(&[0; 1_025]));
+    let messages: Vec<Vec<u8>> = (0..20u8).map(|count| vec![count; 51 * usize::from(count) + 1]).collect();
+    for message in &messages {
+        assert!(pair.visitor().tunnel().tell(message));
+    }
+    pair.provider().tunnel().tell(b"and back");
+    pair.run_for(10 * SECOND);
+    let tunnel = pair.provider().tunnel();
+    let told: Vec<_> = std::iter::from_fn(|| tunnel.read_told()).map(Vec::from).collect();
+    assert_eq!(told, messages);
+    assert_eq!(pair.visitor().tunnel().read_told().as_deref(), Some(&b"and back"[..]));
+    let is_told = |ways: &[(u64, Event)]| ways.iter().filter(|(_, event)| *event == Event::Told).count();
+    assert_eq!((is_told(&pair.provider().ways), is_told(&pair.visitor().ways)), (1, 1));
+}
+
+#[test]
+fn who_does_not_read_what_he_is_told_keeps_the_latest() {
+    let mut pair = pair();
+    for count in 0..100u8 {
+        assert!(pair.visitor().tunnel().tell(&[count]));
+        pair.run_for(MS);
+    }
+    pair.run_for(SECOND);
+    let tunnel = pair.provider().tunnel();
+    let told: Vec<_> = std::iter::from_fn(|| tunnel.read_told()).map(|told| told[0]).collect();
+    assert_eq!(told, (68..100).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_no_report_counts_is_no_loss() {
+    let mut pair = pair();
+    let stream = pair.visitor().send(Vec::new(), false);
+    for _ in 0..300 {
+        // Two thousand probes that nobody ever gets, as in a round.
+        for _ in 0..7 {
+            let now = pair.net.now();
+            pair.visitor().tunnel().probe(now, address(99), &mut Vec::new());
+        }
+        pair.visitor().send_more(stream, &[7; 64]);
+        pair.run_for(16_667);
+    }
+    assert!(pair.visitor().tunnel().status().loss < 0.01, "{:?}", pair.visitor().tunnel().status());
+}
