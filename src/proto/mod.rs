@@ -5,6 +5,7 @@ pub mod http;
 pub mod kcp;
 pub mod kcptun;
 pub mod line;
+pub mod path;
 pub mod policy;
 pub mod proxy_header;
 pub mod status;

@@ -108,6 +108,12 @@ pub fn is_probing(packet: &[u8]) -> bool {
     Frames::of(packet).all(|frame| matches!(frame, Ok(Probe(_) | Observe(_) | Observed(..) | Response(_))))
 }
 
+/// Whether a packet has something of streams or datagrams, if only news of them.
+pub fn is_traffic(packet: &[u8]) -> bool {
+    use Frame::{Datagram, Piece, Report, Segments};
+    Frames::of(packet).any(|frame| matches!(frame, Ok(Segments(_) | Datagram(_) | Piece(_) | Report(_))))
+}
+
 /// The frames of a packet. Ends after the first that is malformed.
 #[derive(Debug)]
 pub struct Frames<'a>(&'a [u8]);

@@ -64,6 +64,7 @@ pub struct Tunnel {
     pub(super) sent: Traffic,
     pub(super) received: Traffic,
     pub(super) refused: u64,
+    pub(super) traffic_sent_at: Option<u64>,
 
     // Streams.
     pub(super) control: Control,
@@ -165,6 +166,7 @@ impl Tunnel {
             sent: Traffic::default(),
             received: Traffic::default(),
             refused: 0,
+            traffic_sent_at: None,
             control: Control::new(rtt_us.map_or(RTO_FIRST_US, |rtt| rtt + RTO_MARGIN_US)),
             streams: Streams::default(),
             buffers: Buffers::new(buffer_bytes, settings.buffer_bytes_max / buffer_bytes),
@@ -286,6 +288,13 @@ impl Tunnel {
             refused: self.refused,
             dropped: self.outgoing.dropped + self.incoming.dropped,
         }
+    }
+
+    /// When something of streams or datagrams was last sent, if only news of them. While there is nothing such, nobody misses a
+    /// path that is dead.
+    #[must_use]
+    pub fn traffic_sent_at(&self) -> Option<u64> {
+        self.traffic_sent_at
     }
 
     /// The service that it leads to.

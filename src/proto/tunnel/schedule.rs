@@ -8,7 +8,7 @@
 //!
 //! A segment that is longer than a packet, because it was cut when the path carried more, travels in pieces.
 
-use super::frames::{Frame, SEGMENTS_HEAD, begin_segments, is_probing};
+use super::frames::{Frame, SEGMENTS_HEAD, begin_segments, is_probing, is_traffic};
 use super::moves::Leaving;
 use super::mtu::MTU_MIN;
 use super::peer::{Phase, Tunnel};
@@ -131,7 +131,11 @@ impl Tunnel {
             out.truncate(start);
             return 0;
         }
-        let is_probing = is_probing(&out[start + Header::LEN..]);
+        let frames = &out[start + Header::LEN..];
+        let is_probing = is_probing(frames);
+        if is_traffic(frames) {
+            self.traffic_sent_at = Some(self.now);
+        }
         let Ok(number) = self.sessions.current().finish_packet(out, start) else {
             self.lose(LostReason::Silent); // 2^48 packets: it cannot go on, and the peer cannot be told.
             return 0;
