@@ -16,6 +16,7 @@ pub mod pair;
 pub mod rng;
 pub mod side;
 pub mod traffic;
+pub mod two_ways;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};

@@ -159,7 +159,7 @@ impl Side {
         }
     }
 
-    fn hear(&mut self, now: u64) {
+    pub fn hear(&mut self, now: u64) {
         while let Some((tunnel, event)) = self.endpoint.poll_event() {
             self.hear_one(now, tunnel, event);
         }

@@ -1,0 +1,271 @@
+//! Two peers with two ways between them: straight, and through a host that passes on. Each peer has a tunnel and its [`Paths`], and
+//! a visitor who wants a round of punching gets one that finds the straight way, if it works.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+use gateway::proto::path::{Mode, Output, Paths};
+use gateway::proto::tunnel::{Event, Service, Settings, StreamId, Way};
+
+use super::pair::address;
+use super::side::{Accepts, Side};
+use super::{HostId, LinkId, MS, Net, Node, SECOND, link};
+
+/// How long a round takes to find the straight way, and to end.
+const ROUND_FINDS_US: u64 = 200 * MS;
+const ROUND_ENDS_US: u64 = 2_500 * MS;
+
+/// The only flow there is.
+pub fn relayed() -> SocketAddr {
+    Way::Flow { via: 0, flow: 1 }.into()
+}
+
+pub enum Host {
+    Peer(Box<Peer>),
+    Relay(Relay),
+}
+
+/// Passes everything on to the other one.
+pub struct Relay {
+    peers: [SocketAddr; 2],
+    queue: VecDeque<(SocketAddr, Vec<u8>)>,
+}
+
+pub struct Peer {
+    pub side: Side,
+    pub paths: Option<Paths>,
+    pub mode: Mode,
+    decides: bool,
+    /// Where the other one is, and the relay.
+    straight: SocketAddr,
+    relay: SocketAddr,
+    round_began: Option<u64>,
+    has_found: bool,
+    outbox: VecDeque<(SocketAddr, Vec<u8>)>,
+    /// When which way was chosen or followed.
+    pub moves: Vec<(u64, SocketAddr)>,
+}
+
+pub struct TwoWays {
+    pub net: Net<Host>,
+    pub visitor: HostId,
+    pub provider: HostId,
+    pub relay: HostId,
+    /// There and back.
+    pub straight: [LinkId; 2],
+    /// Between the visitor and the relay, and between that and the provider, both there and back.
+    pub relayed: [[LinkId; 2]; 2],
+}
+
+impl TwoWays {
+    /// Established, through the relay.
+    pub fn new(seed: u64, straight: &link::Settings, relayed: &link::Settings, mode: Mode) -> Self {
+        let mut net = Net::seeded(seed);
+        let [visitor, provider] = [(1, 2), (2, 1)].map(|(own, other)| {
+            let side = Side::new(Settings::default(), net.rng().seed());
+            let peer = Peer {
+                side,
+                paths: None,
+                mode,
+                decides: own == 1,
+                straight: address(other),
+                relay: address(9),
+                round_began: None,
+                has_found: false,
+                outbox: VecDeque::new(),
+                moves: Vec::new(),
+            };
+            net.add_host(address(own), Host::Peer(Box::new(peer)))
+        });
+        let relay = net.add_host(address(9), Host::Relay(Relay { peers: [1, 2].map(address), queue: VecDeque::new() }));
+        let straight = net.connect(visitor, provider, straight);
+        let relayed = [net.connect(visitor, relay, relayed), net.connect(relay, provider, relayed)];
+        let mut ways = Self { net, visitor, provider, relay, straight, relayed };
+        let service = Service { tcp_ports: 2, udp_ports: 1, wants_addresses: true };
+        ways.provider().side.serve(Accepts::Echo, service);
+        ways.visitor().side.connect(0, self::relayed());
+        let provider = ways.provider;
+        let is_up = ways.net.run_while(30 * SECOND, |net| net.node(provider).peer().side.tunnel.is_none());
+        assert!(is_up, "seed {seed}: no tunnel is established");
+        ways
+    }
+
+    pub fn visitor(&mut self) -> &mut Peer {
+        self.net.node_mut(self.visitor).peer_mut()
+    }
+
+    pub fn provider(&mut self) -> &mut Peer {
+        self.net.node_mut(self.provider).peer_mut()
+    }
+
+    /// Where the tunnels of both send.
+    pub fn remotes(&mut self) -> [SocketAddr; 2] {
+        let visitor = self.visitor().side.tunnel().status().remote;
+        [visitor, self.provider().side.tunnel().status().remote]
+    }
+
+    pub fn are_straight(&mut self) -> bool {
+        self.remotes() == [2, 1].map(address)
+    }
+
+    pub fn are_relayed(&mut self) -> bool {
+        self.remotes() == [relayed(); 2]
+    }
+
+    pub fn cut(&mut self, links: &[LinkId], is_cut: bool) {
+        for link in links {
+            self.net.link(*link).settings.is_cut = is_cut;
+        }
+    }
+
+    pub fn all_relayed(&self) -> [LinkId; 4] {
+        let [[a, b], [c, d]] = self.relayed;
+        [a, b, c, d]
+    }
+
+    /// What has come back of a stream of the visitor's.
+    pub fn read(&self, stream: StreamId) -> usize {
+        self.net.node(self.visitor).peer().side.held(stream).read.len()
+    }
+}
+
+impl Host {
+    pub fn peer(&self) -> &Peer {
+        match self {
+            Self::Peer(peer) => peer,
+            Self::Relay(_) => panic!("that is the relay"),
+        }
+    }
+
+    pub fn peer_mut(&mut self) -> &mut Peer {
+        match self {
+            Self::Peer(peer) => peer,
+            Self::Relay(_) => panic!("that is the relay"),
+        }
+    }
+}
+
+impl Peer {
+    fn pump(&mut self, now: u64) {
+        self.side.hear(now);
+        self.hear(now);
+        self.look_at_round(now);
+        let Some(paths) = self.paths.as_mut() else { return };
+        if let Some(at) = self.side.tunnel.and_then(|id| self.side.endpoint.tunnel(id)?.traffic_sent_at()) {
+            paths.sent(at);
+        }
+        while let Some(output) = paths.poll_output(now) {
+            let tunnel = self.side.tunnel.and_then(|id| self.side.endpoint.tunnel(id));
+            match (output, tunnel) {
+                (Output::Probe { to }, Some(tunnel)) => {
+                    let mut probe = Vec::new();
+                    tunnel.probe(now, to, &mut probe);
+                    self.outbox.push_back((to, probe));
+                }
+                (Output::Use { to, leaving }, Some(tunnel)) => {
+                    tunnel.use_path(now, to, leaving);
+                    self.moves.push((now, to));
+                }
+                (Output::WantRound, _) => (self.round_began, self.has_found) = (Some(now), false),
+                (_, None) => {}
+            }
+        }
+    }
+
+    fn hear(&mut self, now: u64) {
+        if self.paths.is_none()
+            && let Some(id) = self.side.tunnel
+        {
+            let remote = self.side.endpoint.tunnel(id).expect("it lives").status().remote;
+            self.paths = Some(Paths::new(now, self.mode, self.decides, remote, 7));
+        }
+        let Some(paths) = self.paths.as_mut() else { return };
+        for (_, event) in self.side.ways.drain(..) {
+            match event {
+                Event::Probed { from } => paths.probed(now, from),
+                Event::Answered { from, rtt_us } => paths.answered(now, from, rtt_us),
+                Event::Moved { to } => {
+                    paths.moved(now, to);
+                    self.moves.push((now, to));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn round_at(&self) -> Option<u64> {
+        let after = if self.has_found { ROUND_ENDS_US } else { ROUND_FINDS_US };
+        self.round_began.map(|began| began + after)
+    }
+
+    fn look_at_round(&mut self, now: u64) {
+        let (Some(paths), Some(at)) = (self.paths.as_mut(), self.round_began) else { return };
+        if !self.has_found && now >= at + ROUND_FINDS_US {
+            paths.found(now, self.straight);
+            self.has_found = true;
+        }
+        if now >= at + ROUND_ENDS_US {
+            paths.round_over(now);
+            self.round_began = None;
+        }
+    }
+}
+
+impl Node for Host {
+    fn handle_datagram(&mut self, now: u64, from: SocketAddr, datagram: &mut [u8]) {
+        match self {
+            Self::Relay(relay) => {
+                let [one, other] = relay.peers;
+                relay.queue.push_back((if from == one { other } else { one }, datagram.to_vec()));
+            }
+            Self::Peer(peer) => {
+                let from = if from == peer.relay { relayed() } else { from };
+                let is_authentic = peer.side.endpoint.handle_datagram(now, from, datagram).is_some();
+                if let Some(paths) = peer.paths.as_mut().filter(|_| is_authentic) {
+                    paths.heard(now, from);
+                }
+                peer.pump(now);
+            }
+        }
+    }
+
+    fn poll_transmit(&mut self, now: u64, out: &mut Vec<u8>) -> Option<(SocketAddr, usize)> {
+        let (to, bytes) = match self {
+            Self::Relay(relay) => {
+                let (to, datagram) = relay.queue.pop_front()?;
+                out.extend_from_slice(&datagram);
+                return Some((to, datagram.len()));
+            }
+            Self::Peer(peer) => {
+                peer.pump(now);
+                let relay = peer.relay;
+                let (to, bytes) = if let Some((to, datagram)) = peer.outbox.pop_front() {
+                    out.extend_from_slice(&datagram);
+                    (to, datagram.len())
+                } else {
+                    let transmit = peer.side.endpoint.poll_transmit(now, out)?;
+                    (transmit.to, transmit.segment_bytes)
+                };
+                (if to == relayed() { relay } else { to }, bytes)
+            }
+        };
+        Some((to, bytes))
+    }
+
+    fn next_timeout(&self) -> Option<u64> {
+        match self {
+            Self::Relay(relay) => (!relay.queue.is_empty()).then_some(0),
+            Self::Peer(peer) => {
+                let paths = peer.paths.as_ref().map(Paths::next_timeout).filter(|at| *at < u64::MAX);
+                peer.side.endpoint.next_timeout().into_iter().chain(paths).chain(peer.round_at()).min()
+            }
+        }
+    }
+
+    fn handle_timeout(&mut self, now: u64) {
+        if let Self::Peer(peer) = self {
+            peer.side.endpoint.handle_timeout(now);
+            peer.pump(now);
+        }
+    }
+}

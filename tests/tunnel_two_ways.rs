@@ -1,0 +1,217 @@
+//! A game and a transfer go on while the way between two peers changes: through the relay at first, then straight, and back when
+//! that dies. Round trips are 120 ms through the relay and 60 ms straight.
+
+mod sim;
+
+use gateway::proto::path::Mode;
+use gateway::proto::tunnel::StreamId;
+use sim::link::{self, Loss};
+use sim::two_ways::TwoWays;
+use sim::{MS, SECOND};
+
+const SEEDS: std::ops::Range<u64> = 100..110;
+
+/// A message of the game each so often, and how long it is.
+const EVERY_US: u64 = 16_667;
+const MESSAGE: usize = 64;
+
+const STRAIGHT_RTT_US: u64 = 60 * MS;
+const RELAYED_RTT_US: u64 = 120 * MS;
+
+/// Two peers who play while a transfer runs both ways.
+struct Match {
+    ways: TwoWays,
+    game: StreamId,
+    said: Vec<u8>,
+    transfer: Option<(StreamId, Vec<u8>)>,
+    /// When the last bytes came back, and the longest time between two since it was last asked.
+    heard_at: u64,
+    longest_us: u64,
+    next: u64,
+    sent: u32,
+}
+
+impl Match {
+    fn new(seed: u64, loss: Loss, transfer_bytes: usize) -> Self {
+        let link = link::Settings::delayed_ms(30).losing(loss).limited(20_000_000, 100);
+        let mut ways = TwoWays::new(seed, &link, &link, Mode::Auto);
+        let bytes = ways.net.rng().bytes(transfer_bytes);
+        let game = ways.visitor().side.send(Vec::new(), false);
+        let transfer = (transfer_bytes > 0).then(|| (ways.visitor().side.send(bytes.clone(), true), bytes));
+        let heard_at = ways.net.now();
+        Self { ways, game, said: Vec::new(), transfer, heard_at, longest_us: 0, next: heard_at, sent: 0 }
+    }
+
+    fn run_for(&mut self, us: u64) {
+        let end = self.ways.net.now() + us;
+        while self.ways.net.now() < end {
+            let now = self.ways.net.now();
+            if now >= self.next {
+                self.next += EVERY_US;
+                self.say();
+            }
+            let before = self.ways.read(self.game);
+            self.ways.net.run_until((now + MS).min(self.next).min(end));
+            if self.ways.read(self.game) > before {
+                let now = self.ways.net.now();
+                self.longest_us = self.longest_us.max(now - self.heard_at);
+                self.heard_at = now;
+            }
+        }
+        self.longest_us = self.longest_us.max(self.ways.net.now() - self.heard_at);
+    }
+
+    fn say(&mut self) {
+        let message: Vec<u8> = (0..MESSAGE).map(|at| (self.said.len() + at * 7) as u8).collect();
+        self.said.extend_from_slice(&message);
+        let (game, sent) = (self.game, self.sent);
+        let side = &mut self.ways.visitor().side;
+        side.send_more(game, &message);
+        side.tunnel().send_datagram(7, 0, None, &sent.to_be_bytes());
+        self.sent += 1;
+    }
+
+    /// The longest time without an answer of the game since this was last asked.
+    fn gap_us(&mut self) -> u64 {
+        std::mem::take(&mut self.longest_us)
+    }
+
+    fn run_until_straight(&mut self) {
+        for _ in 0..100 {
+            if self.ways.are_straight() {
+                return;
+            }
+            self.run_for(50 * MS);
+        }
+        panic!("the straight way is not used: {:?}, {:?}", self.ways.remotes(), self.ways.visitor().moves);
+    }
+
+    /// Everything has arrived, once and unaltered.
+    fn end(mut self) {
+        let (game, said) = (self.game, std::mem::take(&mut self.said));
+        let mut patience = 600;
+        let is_done =
+            |ways: &mut TwoWays, stream, bytes: &[u8]| ways.visitor().side.held(stream).read.len() >= bytes.len();
+        while !is_done(&mut self.ways, game, &said)
+            || self.transfer.as_ref().is_some_and(|(stream, bytes)| !is_done(&mut self.ways, *stream, bytes))
+        {
+            self.ways.net.run_for(100 * MS);
+            patience -= 1;
+            assert!(patience > 0, "it does not come to an end");
+        }
+        assert!(self.ways.visitor().side.held(game).read == said, "the game was altered");
+        if let Some((stream, bytes)) = &self.transfer {
+            assert!(self.ways.visitor().side.held(*stream).read == *bytes, "the transfer was altered");
+        }
+        let mut datagrams: Vec<Vec<u8>> =
+            self.ways.provider().side.datagrams.iter().map(|(_, _, bytes)| bytes.clone()).collect();
+        let count = datagrams.len();
+        datagrams.sort_unstable();
+        datagrams.dedup();
+        assert_eq!(datagrams.len(), count, "a datagram came twice");
+        assert!(self.ways.visitor().side.lost.is_empty() && self.ways.provider().side.lost.is_empty());
+    }
+}
+
+/// With and without loss, with and without a transfer beside the game.
+fn for_each(mut test: impl FnMut(Match, bool)) {
+    for seed in SEEDS {
+        let (loss, transfer) = (seed % 2 == 1, seed % 4 >= 2);
+        let loss_of = if loss { Loss::Iid(0.05) } else { Loss::None };
+        test(Match::new(seed, loss_of, if transfer { 3_000_000 } else { 0 }), loss);
+    }
+}
+
+#[test]
+fn a_better_way_is_used_without_a_pause() {
+    for_each(|mut game, _| {
+        game.run_for(150 * MS);
+        game.gap_us();
+        game.run_until_straight();
+        game.run_for(SECOND);
+        let gap = game.gap_us();
+        assert!(gap <= 2 * STRAIGHT_RTT_US, "{gap} us");
+        game.end();
+    });
+}
+
+#[test]
+fn a_way_that_dies_is_left_within_a_second_and_used_again_when_it_is_back() {
+    for dead in [&[0, 1][..], &[0], &[1]] {
+        for_each(|mut game, _| {
+            game.run_until_straight();
+            game.run_for(3 * SECOND);
+            let links: Vec<_> = dead.iter().map(|at| game.ways.straight[*at]).collect();
+            game.ways.cut(&links, true);
+            game.gap_us();
+            game.run_for(2 * SECOND);
+            let gap = game.gap_us();
+            println!("dead {dead:?}: {gap}");
+            assert!(gap <= SECOND, "directions {dead:?} are dead: {gap} us");
+            assert!(game.ways.are_relayed());
+            game.run_for(8 * SECOND);
+            assert!(game.ways.are_relayed());
+            game.gap_us();
+            game.ways.cut(&links, false);
+            let cut_at = game.ways.net.now();
+            game.run_until_straight();
+            println!("back after {}", game.ways.net.now() - cut_at);
+            game.run_for(SECOND);
+            let gap = game.gap_us();
+            assert!(gap <= 2 * RELAYED_RTT_US, "{gap} us");
+            game.end();
+        });
+    }
+}
+
+#[test]
+fn a_relay_that_dies_is_not_missed_while_the_way_is_straight() {
+    for_each(|mut game, _| {
+        game.run_until_straight();
+        game.run_for(SECOND);
+        let links = game.ways.all_relayed();
+        game.ways.cut(&links, true);
+        game.gap_us();
+        game.run_for(60 * SECOND);
+        let gap = game.gap_us();
+        assert!(gap <= 3 * STRAIGHT_RTT_US, "{gap} us");
+        assert!(game.ways.are_straight());
+        game.end();
+    });
+}
+
+#[test]
+fn a_relay_that_dies_in_use_is_left_for_a_way_that_works_again() {
+    for_each(|mut game, _| {
+        game.run_until_straight();
+        let straight = game.ways.straight;
+        game.ways.cut(&straight, true);
+        game.run_for(3 * SECOND);
+        assert!(game.ways.are_relayed());
+        let relayed = game.ways.all_relayed();
+        game.ways.cut(&relayed, true);
+        game.ways.cut(&straight, false);
+        game.run_for(3 * SECOND);
+        assert!(game.ways.are_straight());
+        game.end();
+    });
+}
+
+#[test]
+fn when_everything_is_dead_for_three_seconds_it_goes_on_a_second_later() {
+    for_each(|mut game, _| {
+        game.run_until_straight();
+        game.run_for(SECOND);
+        let links = [&game.ways.straight[..], &game.ways.all_relayed()].concat();
+        game.ways.cut(&links, true);
+        game.gap_us();
+        game.run_for(3 * SECOND);
+        game.ways.cut(&links, false);
+        game.run_for(3 * SECOND);
+        let gap = game.gap_us();
+        println!("all dead: {gap}");
+        assert!(gap <= 4 * SECOND, "{gap} us");
+        game.run_until_straight();
+        game.end();
+    });
+}
