@@ -34,7 +34,11 @@ struct Match {
 impl Match {
     fn new(seed: u64, loss: Loss, transfer_bytes: usize) -> Self {
         let link = link::Settings::delayed_ms(30).losing(loss).limited(20_000_000, 100);
-        let mut ways = TwoWays::new(seed, &link, &link, Mode::Auto);
+        Self::with(seed, &link, &link, transfer_bytes)
+    }
+
+    fn with(seed: u64, straight: &link::Settings, relayed: &link::Settings, transfer_bytes: usize) -> Self {
+        let mut ways = TwoWays::new(seed, straight, relayed, Mode::Auto);
         let bytes = ways.net.rng().bytes(transfer_bytes);
         let game = ways.visitor().side.send(Vec::new(), false);
         let transfer = (transfer_bytes > 0).then(|| (ways.visitor().side.send(bytes.clone(), true), bytes));
@@ -84,6 +88,15 @@ impl Match {
             self.run_for(50 * MS);
         }
         panic!("the straight way is not used: {:?}, {:?}", self.ways.remotes(), self.ways.visitor().moves);
+    }
+
+    /// What arrives of the transfer in that time.
+    fn bulk_mbits(&mut self, us: u64) -> f64 {
+        let (stream, _) = self.transfer.as_ref().expect("there is a transfer");
+        let stream = *stream;
+        let before = self.ways.provider().side.held(stream).read.len();
+        self.run_for(us);
+        (self.ways.provider().side.held(stream).read.len() - before) as f64 * 8.0 / us as f64
     }
 
     /// Everything has arrived, once and unaltered.
@@ -146,16 +159,13 @@ fn a_way_that_dies_is_left_within_a_second_and_used_again_when_it_is_back() {
             game.gap_us();
             game.run_for(2 * SECOND);
             let gap = game.gap_us();
-            println!("dead {dead:?}: {gap}");
             assert!(gap <= SECOND, "directions {dead:?} are dead: {gap} us");
             assert!(game.ways.are_relayed());
             game.run_for(8 * SECOND);
             assert!(game.ways.are_relayed());
             game.gap_us();
             game.ways.cut(&links, false);
-            let cut_at = game.ways.net.now();
             game.run_until_straight();
-            println!("back after {}", game.ways.net.now() - cut_at);
             game.run_for(SECOND);
             let gap = game.gap_us();
             assert!(gap <= 2 * RELAYED_RTT_US, "{gap} us");
@@ -209,9 +219,36 @@ fn when_everything_is_dead_for_three_seconds_it_goes_on_a_second_later() {
         game.ways.cut(&links, false);
         game.run_for(3 * SECOND);
         let gap = game.gap_us();
-        println!("all dead: {gap}");
         assert!(gap <= 4 * SECOND, "{gap} us");
         game.run_until_straight();
         game.end();
     });
+}
+
+#[test]
+fn a_way_that_loses_much_or_has_a_long_queue_is_not_given_up() {
+    for (seed, loss, buffer_ms) in [(1, 0.05, 100), (2, 0.2, 100), (3, 0.0, 400), (4, 0.05, 400), (5, 0.3, 50)] {
+        let straight = link::Settings::delayed_ms(30).losing(Loss::Iid(loss)).limited(20_000_000, buffer_ms);
+        let mut game = Match::with(seed, &straight, &link::Settings::delayed_ms(30), 40_000_000);
+        game.run_until_straight();
+        game.run_for(10 * SECOND);
+        assert_eq!(game.ways.visitor().moves.len(), 1, "loss {loss}, buffer {buffer_ms} ms");
+    }
+}
+
+#[test]
+fn a_transfer_finds_its_rate_again_on_each_way() {
+    let link = link::Settings::delayed_ms(30).limited(20_000_000, 100);
+    let mut game = Match::with(1, &link, &link, 40_000_000);
+    let links = game.ways.straight;
+    game.ways.cut(&links, true);
+    game.run_for(2 * SECOND);
+    assert!(game.bulk_mbits(SECOND) > 17.0, "through the relay");
+    game.ways.cut(&links, false);
+    game.run_until_straight();
+    assert!(game.bulk_mbits(SECOND) > 14.0, "a better way, at once");
+    assert!(game.bulk_mbits(SECOND) > 17.0);
+    game.ways.cut(&links, true);
+    game.run_for(SECOND);
+    assert!(game.bulk_mbits(SECOND) > 17.0, "a second after the way died");
 }

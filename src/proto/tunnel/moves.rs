@@ -166,7 +166,7 @@ impl Tunnel {
         self.adapt_segments();
     }
 
-    fn resend_before(&mut self, time: u64) {
+    pub(super) fn resend_before(&mut self, time: u64) {
         self.control.conversation.resend_before(time);
         self.streams.with_each(|stream| stream.conversation.resend_before(time));
     }

@@ -65,6 +65,8 @@ pub struct Tunnel {
     pub(super) received: Traffic,
     pub(super) refused: u64,
     pub(super) traffic_sent_at: Option<u64>,
+    /// When a packet last came that did not only probe.
+    pub(super) spoke_at: u64,
 
     // Streams.
     pub(super) control: Control,
@@ -167,6 +169,7 @@ impl Tunnel {
             received: Traffic::default(),
             refused: 0,
             traffic_sent_at: None,
+            spoke_at: now,
             control: Control::new(rtt_us.map_or(RTO_FIRST_US, |rtt| rtt + RTO_MARGIN_US)),
             streams: Streams::default(),
             buffers: Buffers::new(buffer_bytes, settings.buffer_bytes_max / buffer_bytes),

@@ -20,6 +20,9 @@ use super::wire::{Answer, Cipher, Id, Offer};
 use crate::proto::kcp::Acked;
 use crate::proto::kcp::segment::{Command, Header};
 
+/// A silence that is none, in µs: sparse messages, a time-out or two.
+const SILENCE_US: u64 = 300_000;
+
 impl Tunnel {
     /// Whether the datagram is authentic. What is not has changed nothing but a counter.
     pub(super) fn handle_datagram(&mut self, now: u64, from: SocketAddr, datagram: &mut [u8]) -> bool {
@@ -57,6 +60,9 @@ impl Tunnel {
             self.follow(now, before);
         }
         let is_worth_telling = self.handle_frames(now, from, opened.plaintext);
+        if !is_probing {
+            self.end_silence(now);
+        }
         if is_worth_telling && self.wants_rtt(now) {
             self.liveness.ask_once(now);
         }
@@ -64,6 +70,16 @@ impl Tunnel {
             self.arrivals.note(now, opened.number, is_worth_telling);
         }
         self.tell_writers();
+    }
+
+    /// After a time in which nothing came, what was sent before is lost, too, unless this packet has acknowledged it. Nobody else
+    /// finds that out soon: what is in flight fills the window of bulk, so that nothing is sent that could overtake it.
+    fn end_silence(&mut self, now: u64) {
+        let rtt_us = self.rtt_us.unwrap_or(SILENCE_US);
+        let before = std::mem::replace(&mut self.spoke_at, now);
+        if now > before + SILENCE_US.max(4 * rtt_us) {
+            self.resend_before(now.saturating_sub(2 * rtt_us));
+        }
     }
 
     /// The peer still speaks: it is told again that this is over, unless it says the same.
