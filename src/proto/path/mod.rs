@@ -6,10 +6,11 @@
 //! 1. A way is *alive* when a probe over it was answered: then it carries both directions.
 //! 2. Of the living the best is used: [`Kind`] decides, first the local network, then UDP, then TCP, then the relay; round trips
 //!    only break ties, and only when they differ clearly.
-//! 3. While the tunnel has traffic, the way in use is probed four times a second, and at once when we send and hear nothing. An
+//! 3. While the tunnel has traffic, the way in use is probed seven times a second, and sooner when we send and hear nothing. An
 //!    answer that is overdue gives *alarm*: all ways are probed every 50 ms. When the way in use has left several probes
-//!    unanswered, for three round trips and 250 ms at least, and another has answered since, that other one is used, and what was
-//!    sent on the dead one is sent again. Nothing moves while nobody answers.
+//!    unanswered, has been silent for three round trips and 250 ms at least (or has brought no answer for four, and 500 ms), and
+//!    another has answered since, that other one is used, and what was sent on the dead one is sent again. Nothing moves while
+//!    nobody answers.
 //! 4. A way that died is tried on for half a minute. It has to answer several times in a row before it is used again, more
 //!    often each time it dies.
 //! 5. While there is no direct way, rounds of punching are wanted: at once, then after 2, 8 and 30 s, then every few
@@ -25,6 +26,8 @@
 mod kind;
 mod rounds;
 mod route;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -151,7 +154,7 @@ impl Paths {
             self.routes.remove(at);
             return;
         }
-        self.routes[at].give_up();
+        self.routes[at].be_gone();
         self.alarm = self.alarm.or(self.decides.then_some(now));
         self.look(now);
     }
@@ -167,7 +170,7 @@ impl Paths {
     pub fn answered(&mut self, now: u64, from: SocketAddr, rtt_us: u64) {
         if let Some(at) = self.find(from) {
             self.routes[at].answered(now, rtt_us);
-            if from == self.current {
+            if from == self.current && self.routes[at].is_alive() {
                 self.alarm = None;
             }
             self.look(now);

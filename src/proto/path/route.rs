@@ -82,10 +82,19 @@ pub struct Route {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Trying { left: u32, after: u64 },
+    Trying {
+        left: u32,
+        after: u64,
+    },
     Alive,
-    Failing { quick: u32, until: u64 },
+    Failing {
+        quick: u32,
+        until: u64,
+    },
+    /// Unless something is heard from there.
     GivenUp,
+    /// For certain, unless its owner finds it again.
+    Gone,
 }
 
 impl Route {
@@ -134,7 +143,11 @@ impl Route {
 
     /// Nothing is to be hoped of it. A relay may always come back.
     pub fn is_given_up(&self) -> bool {
-        self.state == State::GivenUp && self.kind != Kind::Relay
+        self.is_out() && self.kind != Kind::Relay
+    }
+
+    fn is_out(&self) -> bool {
+        matches!(self.state, State::GivenUp | State::Gone)
     }
 
     fn rtt(&self) -> u64 {
@@ -152,12 +165,12 @@ impl Route {
     }
 
     pub fn is_dead(&self, now: u64) -> bool {
-        let Some(since) = self.open.front() else { return self.state == State::GivenUp };
+        let Some(since) = self.open.front() else { return self.is_out() };
         let least = if self.kind == Kind::Tcp { DEAD_TCP_US } else { 0 };
         let (silent, unanswered) = (SILENT_US.max(3 * self.rtt()), UNANSWERED_US.max(4 * self.rtt()));
         let is_silent = now >= self.heard_at.max(*since) + silent.max(least);
         let is_deaf = now >= since + unanswered.max(least);
-        self.state == State::GivenUp || self.unanswered >= self.enough() && (is_silent || is_deaf)
+        self.is_out() || self.unanswered >= self.enough() && (is_silent || is_deaf)
     }
 
     fn enough(&self) -> u32 {
@@ -178,6 +191,9 @@ impl Route {
 
     /// The probe that left a round trip ago.
     pub fn answered(&mut self, now: u64, rtt_us: u64) {
+        if self.state == State::Gone {
+            return;
+        }
         let sent = now.saturating_sub(rtt_us);
         let lost = self.open.iter().filter(|open| **open < sent).count();
         self.open.retain(|open| *open > sent);
@@ -202,7 +218,7 @@ impl Route {
             State::Trying { left, .. } => *left = tries.max(*left),
             State::Alive => {}
             State::Failing { .. } => self.probe_at = self.probe_at.min(self.alarm_at().max(now)),
-            State::GivenUp => {
+            State::GivenUp | State::Gone => {
                 self.state = State::Trying { left: tries, after: TRY_US };
                 self.probe_at = now;
             }
@@ -211,13 +227,15 @@ impl Route {
 
     /// It may be gone.
     pub fn suspect(&mut self, now: u64) {
-        self.state = State::Failing { quick: QUICK, until: now + FAILING_US };
-        self.probe_at = now;
+        if self.state != State::Gone {
+            self.state = State::Failing { quick: QUICK, until: now + FAILING_US };
+            self.probe_at = now;
+        }
     }
 
     /// It was in use, and is dead.
     pub fn die(&mut self, now: u64) {
-        if self.state == State::GivenUp {
+        if self.is_out() {
             return;
         }
         self.deaths = if now > self.died_at + PAST_US { 1 } else { self.deaths + 1 };
@@ -228,9 +246,8 @@ impl Route {
         self.suspect(now);
     }
 
-    /// It is gone for certain.
-    pub fn give_up(&mut self) {
-        (self.state, self.probe_at) = (State::GivenUp, u64::MAX);
+    pub fn be_gone(&mut self) {
+        (self.state, self.probe_at) = (State::Gone, u64::MAX);
     }
 
     // Probes.
@@ -244,6 +261,7 @@ impl Route {
     pub fn alarm_at(&self) -> u64 {
         let every = if self.unanswered > ALARM_MANY { ALARM_LATER_US } else { ALARM_US };
         match self.state {
+            State::Gone => u64::MAX,
             State::GivenUp if self.kind != Kind::Relay => u64::MAX,
             _ => self.probed_at.map_or(0, |probed_at| probed_at + every),
         }
@@ -264,7 +282,7 @@ impl Route {
             self.suspect(now);
         }
         let next = match &mut self.state {
-            State::Trying { left: 0, .. } | State::GivenUp => None,
+            State::Trying { left: 0, .. } | State::GivenUp | State::Gone => None,
             State::Trying { left, after } => {
                 *left -= 1;
                 *after *= 2;
@@ -284,7 +302,7 @@ impl Route {
                 self.probe_at = at;
                 self.note_probe(now);
             }
-            None => self.give_up(),
+            None => (self.state, self.probe_at) = (State::GivenUp, u64::MAX),
         }
         next.is_some()
     }
