@@ -4,7 +4,7 @@ mod sim;
 
 use std::net::SocketAddr;
 
-use gateway::proto::tunnel::{Event, Settings, Way};
+use gateway::proto::tunnel::{Event, Leaving, Settings, Way};
 use sim::pair::{Pair, address};
 use sim::{MS, SECOND, link};
 
@@ -39,8 +39,9 @@ fn a_probe_is_answered_to_where_it_came_from_in_as_many_bytes_and_moves_nothing(
     let (now, there) = (pair.net.now(), address(2));
     let mut probe = Vec::new();
     pair.visitor().tunnel().probe(now, there, &mut probe);
-    let length = probe.len();
+    let (length, mut again) = (probe.len(), probe.clone());
     let answers = brought(&mut pair, address(77), &mut probe);
+    assert_eq!(brought(&mut pair, address(78), &mut again), [], "a probe that was caught");
     let [(to, mut answer)] = <[_; 1]>::try_from(answers).expect("one answer");
     assert_eq!((to, answer.len()), (address(77), length));
     pair.run_for(60 * MS);
@@ -153,4 +154,80 @@ fn what_no_report_counts_is_no_loss() {
         pair.run_for(16_667);
     }
     assert!(pair.visitor().tunnel().status().loss < 0.01, "{:?}", pair.visitor().tunnel().status());
+}
+
+/// Catches what one end sends now, so that it does not arrive.
+fn caught(pair: &mut Pair, from_visitor: bool) -> Vec<Vec<u8>> {
+    let now = pair.net.now();
+    let side = if from_visitor { pair.visitor() } else { pair.provider() };
+    let (mut packets, mut out) = (Vec::new(), Vec::new());
+    while let Some(transmit) = side.endpoint.poll_transmit(now, &mut out) {
+        packets.extend(out.chunks(transmit.segment_bytes).map(<[u8]>::to_vec));
+        out.clear();
+    }
+    packets
+}
+
+#[test]
+fn a_visitor_that_has_chosen_is_moved_by_nobody() {
+    let mut pair = pair();
+    pair.run_for(5 * SECOND);
+    let now = pair.net.now();
+    pair.visitor().tunnel().use_path(now, address(2), Leaving::Alive);
+    pair.provider().tunnel().send_datagram(7, 0, None, b"elsewhere");
+    for mut packet in caught(&mut pair, false) {
+        pair.visitor().endpoint.handle_datagram(now, address(99), &mut packet);
+        pair.visitor().endpoint.handle_datagram(now, Way::Link(9).into(), &mut packet);
+    }
+    pair.run_for(5 * SECOND);
+    assert_eq!(pair.visitor().datagrams.len(), 1, "it was authentic");
+    assert_eq!(pair.visitor().tunnel().status().remote, address(2));
+    assert!(!pair.visitor().ways.iter().any(|(_, event)| matches!(event, Event::Moved { .. })));
+}
+
+#[test]
+fn a_provider_follows_at_once_only_to_an_address_that_has_answered_its_own_probe() {
+    for is_proved in [true, false] {
+        let mut pair = pair();
+        pair.run_for(5 * SECOND);
+        let (now, elsewhere) = (pair.net.now(), address(77));
+        if is_proved {
+            let mut probe = Vec::new();
+            pair.provider().tunnel().probe(now, elsewhere, &mut probe);
+            pair.visitor().endpoint.handle_datagram(now, address(2), &mut probe);
+            for mut answer in caught(&mut pair, true) {
+                pair.provider().endpoint.handle_datagram(now, elsewhere, &mut answer);
+            }
+        }
+        assert_eq!(pair.provider().tunnel().status().remote, address(1), "an answer moves nothing");
+        pair.visitor().tunnel().send_datagram(7, 0, None, b"from elsewhere");
+        for mut packet in caught(&mut pair, true) {
+            pair.provider().endpoint.handle_datagram(now, elsewhere, &mut packet);
+        }
+        let expected = if is_proved { elsewhere } else { address(1) };
+        assert_eq!(pair.provider().tunnel().status().remote, expected, "proved: {is_proved}");
+    }
+}
+
+#[test]
+fn a_datagram_through_a_rendezvous_leaves_room_for_what_that_adds() {
+    let mut pair = pair();
+    pair.run_for(5 * SECOND);
+    assert_eq!(pair.visitor().tunnel().status().mtu, 1_452);
+    let now = pair.net.now();
+    let flow = Way::Flow { via: 0, flow: 1 }.into();
+    pair.visitor().tunnel().use_path(now, flow, Leaving::Alive);
+    let mut longest = 0;
+    for _ in 0..20 {
+        let now = pair.net.now();
+        for mut packet in caught(&mut pair, true) {
+            longest = longest.max(packet.len());
+            pair.provider().endpoint.handle_datagram(now, flow, &mut packet);
+        }
+        for mut packet in caught(&mut pair, false) {
+            pair.visitor().endpoint.handle_datagram(now, flow, &mut packet);
+        }
+        pair.run_for(SECOND);
+    }
+    assert_eq!((pair.visitor().tunnel().status().mtu, longest), (1_350, 1_350));
 }

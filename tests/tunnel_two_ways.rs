@@ -137,13 +137,15 @@ fn for_each(mut test: impl FnMut(Match, bool)) {
 
 #[test]
 fn a_better_way_is_used_without_a_pause() {
-    for_each(|mut game, _| {
+    for_each(|mut game, loses| {
         game.run_for(150 * MS);
         game.gap_us();
         game.run_until_straight();
         game.run_for(SECOND);
         let gap = game.gap_us();
         assert!(gap <= 2 * STRAIGHT_RTT_US, "{gap} us");
+        let follows_us = game.ways.provider().moves[0].0 - game.ways.visitor().moves[0].0;
+        assert!(loses || follows_us < STRAIGHT_RTT_US, "without a challenge: {follows_us} us");
         game.end();
     });
 }
