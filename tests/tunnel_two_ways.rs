@@ -6,6 +6,7 @@ mod sim;
 use gateway::proto::path::Mode;
 use gateway::proto::tunnel::StreamId;
 use sim::link::{self, Loss};
+use sim::pair::address;
 use sim::two_ways::TwoWays;
 use sim::{MS, SECOND};
 
@@ -143,7 +144,8 @@ fn a_better_way_is_used_without_a_pause() {
         game.run_until_straight();
         game.run_for(SECOND);
         let gap = game.gap_us();
-        assert!(gap <= 2 * STRAIGHT_RTT_US, "{gap} us");
+        let rtt_us = if loses { RELAYED_RTT_US } else { STRAIGHT_RTT_US };
+        assert!(gap <= 2 * rtt_us, "{gap} us");
         let follows_us = game.ways.provider().moves[0].0 - game.ways.visitor().moves[0].0;
         assert!(loses || follows_us < STRAIGHT_RTT_US, "without a challenge: {follows_us} us");
         game.end();
@@ -253,4 +255,23 @@ fn a_transfer_finds_its_rate_again_on_each_way() {
     game.ways.cut(&links, true);
     game.run_for(SECOND);
     assert!(game.bulk_mbits(SECOND) > 17.0, "a second after the way died");
+}
+
+#[test]
+fn who_gets_another_address_goes_on_straight_within_a_second() {
+    for moves_visitor in [true, false] {
+        for_each(|mut game, _| {
+            game.run_until_straight();
+            game.run_for(SECOND);
+            game.gap_us();
+            game.ways.rebind(moves_visitor, address(77));
+            game.run_for(2 * SECOND);
+            let gap = game.gap_us();
+            assert!(gap <= SECOND, "visitor moves: {moves_visitor}: {gap} us");
+            game.run_for(5 * SECOND);
+            let expected = if moves_visitor { [address(2), address(77)] } else { [address(77), address(1)] };
+            assert_eq!(game.ways.remotes(), expected);
+            game.end();
+        });
+    }
 }

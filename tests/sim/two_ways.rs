@@ -123,6 +123,15 @@ impl TwoWays {
         [a, b, c, d]
     }
 
+    /// The visitor, or the provider, gets another address, of which its tunnel to the relay knows at once.
+    pub fn rebind(&mut self, visitor: bool, to: SocketAddr) {
+        let (host, at) = if visitor { (self.visitor, 0) } else { (self.provider, 1) };
+        self.net.rebind(host, to);
+        if let Host::Relay(relay) = self.net.node_mut(self.relay) {
+            relay.peers[at] = to;
+        }
+    }
+
     /// What has come back of a stream of the visitor's.
     pub fn read(&self, stream: StreamId) -> usize {
         self.net.node(self.visitor).peer().side.held(stream).read.len()

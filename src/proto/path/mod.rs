@@ -159,10 +159,11 @@ impl Paths {
         self.look(now);
     }
 
-    /// An authentic packet of the peer came from there.
+    /// An authentic packet of the peer came from there, as it does from a new address after its NAT has forgotten it.
     pub fn heard(&mut self, now: u64, from: SocketAddr) {
-        if let Some(at) = self.find(from) {
-            self.routes[at].heard(now);
+        match self.find(from) {
+            Some(at) => self.routes[at].heard(now),
+            None => self.probed(now, from),
         }
     }
 

@@ -169,6 +169,20 @@ fn an_address_for_which_only_a_datagram_speaks_gets_two_probes_for_it() {
 }
 
 #[test]
+fn a_peer_whose_address_changes_is_found_at_the_new_one() {
+    let mut world = World::direct();
+    let moved = at("203.0.113.7:5000");
+    world.answers = BTreeMap::from([(relay(), 120 * MS), (moved, 60 * MS)]);
+    let moved_at = world.now;
+    for _ in 0..60 {
+        world.paths.heard(world.now, moved);
+        world.run(16 * MS);
+    }
+    assert_eq!(world.used(), [moved]);
+    assert!(world.used[0].0 - moved_at < 500 * MS);
+}
+
+#[test]
 fn a_way_that_falls_silent_is_left_for_one_that_answers_within_half_a_second() {
     for offset in 0..20 {
         let mut world = World::direct();
