@@ -12,7 +12,7 @@
 //! * [`tcp`]: a connection's life: accept, handshake, dial, relay.
 //! * [`udp`]: a packet's life: the tunnels of visitors and providers.
 //! * [`names`]: addresses of host names.
-//! * [`proto`]: decides: line, token, target, policy, answers, timers, KCP, the tunnel, its paths and kcptun. No socket, no clock, no file.
+//! * [`proto`]: decides: line, token, target, policy, answers, timers, KCP, tunnel, paths, kcptun. No socket, no clock, no file.
 //! * [`engine`]: readiness from a ring or its epoll twin, and the pump that moves bytes. No policy.
 //! * [`sys`]: the kernel, thinly. With `engine` the only place for `unsafe`.
 

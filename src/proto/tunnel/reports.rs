@@ -168,6 +168,34 @@ mod tests {
     }
 
     #[test]
+    fn packets_that_nobody_counts_are_no_loss_and_the_others_are() {
+        let (mut arrivals, mut losses) = (Arrivals::default(), Losses::default());
+        [2, 3, 5, 9].into_iter().for_each(|number| losses.leave_out(number));
+        arrive(&mut arrivals, [1, 4, 6, 8]);
+        assert_eq!(
+            losses.on_report(arrivals.take()),
+            Some(Sample { packets: 5, lost: 1, gaps: 1 }),
+            "7 of 1, 4, 6, 7, 8"
+        );
+        arrive(&mut arrivals, [10]);
+        assert_eq!(losses.on_report(arrivals.take()), Some(Sample { packets: 1, lost: 0, gaps: 0 }));
+        (0..2 * UNCOUNTED_MAX as u64).for_each(|number| losses.leave_out(11 + number));
+        assert_eq!(losses.uncounted.len(), UNCOUNTED_MAX);
+    }
+
+    #[test]
+    fn a_report_that_speaks_of_the_path_before_is_left_out() {
+        let (mut arrivals, mut losses) = (Arrivals::default(), Losses::default());
+        arrive(&mut arrivals, 1..=10);
+        assert!(losses.on_report(arrivals.take()).is_some());
+        losses.begin_path(31);
+        arrive(&mut arrivals, 31..=40);
+        assert_eq!(losses.on_report(arrivals.take()), None, "11 to 30 died with the other path");
+        arrive(&mut arrivals, 41..=50);
+        assert_eq!(losses.on_report(arrivals.take()), Some(Sample { packets: 10, lost: 0, gaps: 0 }));
+    }
+
+    #[test]
     fn a_report_is_due_a_quarter_of_a_second_or_64_packets_after_the_first_and_not_for_reports_alone() {
         let mut arrivals = Arrivals::default();
         arrivals.note(5, 1, false);

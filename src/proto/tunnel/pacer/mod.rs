@@ -345,6 +345,27 @@ mod tests {
     }
 
     #[test]
+    fn on_another_path_nothing_counts_that_was_learnt_or_is_in_flight_on_the_one_before() {
+        let mut pacer = Pacer::new(Settings::default());
+        let ack = |pacer: &mut Pacer, sent: u64, rtt: u64| {
+            let stamp = pacer.stamp(sent, 100_000);
+            let acked = Acked { length: 1_000, rtt_us: Some(rtt), transmissions: 1, stamp };
+            pacer.on_acked(sent + rtt, &acked, 100_000);
+        };
+        (1..100).for_each(|at| ack(&mut pacer, at * 1_000, 120_000));
+        let before = pacer.stamp(200_000, 100_000);
+        assert!(pacer.path_rate() > 0 && pacer.min_rtt_us() == Some(120_000));
+        pacer.begin_path(230_000, Some(60_000), 100_000);
+        assert_eq!((pacer.path_rate(), pacer.min_rtt_us()), (0, Some(60_000)));
+        assert!(pacer.bulk_budget(230_000, 100_000).bytes > 0, "what is in flight there fills no window here");
+        let late = Acked { length: 1_000, rtt_us: Some(40_000), transmissions: 1, stamp: before };
+        pacer.on_acked(240_000, &late, 99_000);
+        assert_eq!((pacer.path_rate(), pacer.min_rtt_us()), (0, Some(60_000)), "it went the other way");
+        (1..100).for_each(|at| ack(&mut pacer, 240_000 + at * 1_000, 60_000));
+        assert!(pacer.path_rate() > 0);
+    }
+
+    #[test]
     fn what_leaves_before_anything_is_known_is_ten_datagrams_in_some_batches() {
         let mut pacer = Pacer::new(Settings::default());
         let (mut now, mut in_flight) = (1_000, 0);
