@@ -280,6 +280,42 @@ fn a_path_that_reorders_is_given_more_time_once_it_was_mistaken_for_a_lossy_one(
 }
 
 #[test]
+fn what_another_path_overtakes_is_lost_half_a_round_trip_later_and_not_before() {
+    // The pair's round trip is 50 ms. The path that follows takes 10.
+    for (after_ms, is_lost) in [(5, false), (24, false), (25, true)] {
+        let (mut left, mut right) = warm_pair();
+        left.write(&[1; 1298]);
+        left.output(SECOND);
+        left.conversation.begin_path(SECOND + MS, 100 * MS);
+        left.write(&[2; 1298]);
+        let overtaking = left.output(SECOND + after_ms * MS);
+        right.input(SECOND + (after_ms + 5) * MS, &overtaking[0]);
+        let acks = right.output(SECOND + (after_ms + 5) * MS);
+        left.input(SECOND + (after_ms + 10) * MS, &acks[0]);
+        assert_eq!(left.conversation.has_lost(), is_lost, "sent {after_ms} ms later");
+    }
+}
+
+#[test]
+fn what_was_sent_on_a_path_that_died_is_lost_and_what_was_sent_since_is_not() {
+    let (mut left, _) = warm_pair();
+    left.write(&[1; 3000]);
+    let before = left.output(SECOND).len();
+    left.conversation.begin_path(SECOND + MS, 100 * MS);
+    left.write(&[2; 1298]);
+    left.output(SECOND + 2 * MS);
+    for _ in 0..2 {
+        left.conversation.resend_before(SECOND + MS);
+    }
+    assert_eq!(
+        (left.output(SECOND + 3 * MS).len(), left.conversation.counters().retransmitted),
+        (before, before as u64)
+    );
+    left.conversation.resend_before(SECOND + MS);
+    assert!(!left.conversation.has_lost(), "once is enough");
+}
+
+#[test]
 fn the_time_given_to_a_path_that_reordered_shrinks_with_each_true_loss() {
     let (mut left, mut right) = warm_pair();
     // The first is late, all others are lost. The next leaves 2 ms later, and tells at once, or the time-out does.
