@@ -8,6 +8,7 @@ pub mod line;
 pub mod path;
 pub mod policy;
 pub mod proxy_header;
+pub mod punch;
 pub mod status;
 pub mod target;
 pub mod timers;
