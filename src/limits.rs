@@ -154,5 +154,8 @@ pub const SESSION_IDLE: Duration = Duration::from_secs(120);
 /// The same while there are too many of them, and while the daemon drains: this long nobody who plays is silent.
 pub const SESSION_IDLE_SHORT: Duration = Duration::from_secs(10);
 
+/// TCP connections that carry tunnels: a peer has one or two. A rendezvous has one for each of its peers, and room of its own.
+pub const LINKS_MAX: usize = 64;
+
 /// Pause before a full UDP socket is asked again whether it has room. Its 4 MiB, each millisecond, are 32 Gbit/s.
 pub const SEND_PAUSE: Duration = Duration::from_millis(1);

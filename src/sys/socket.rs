@@ -157,6 +157,22 @@ pub fn connect(address: SocketAddr) -> io::Result<OwnedFd> {
     }
 }
 
+/// As [`connect`], from an address that several sockets of ours may have: a NAT makes one port of it for all, and two hosts that
+/// connect to each other from such ports meet in the middle.
+///
+/// # Errors
+/// Those of `socket`, `bind` and `connect`, except `EINPROGRESS`, which is success.
+pub fn connect_from(from: SocketAddr, to: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&from.into())?;
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+        _ => Ok(socket.into()),
+    }
+}
+
 /// What has gone wrong on a socket since it was last asked.
 ///
 /// # Errors

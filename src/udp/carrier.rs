@@ -1,18 +1,24 @@
 //! The sockets under the tunnels: batches in, batches out. What is in them, others know.
 //!
-//! A provider's answers leave by the socket, and from the address, that the peer has sent to. A visitor has one socket for each
-//! family, opened when it is needed, and leaves the choice of the address to the kernel: this host may move.
+//! A tunnel knows addresses alone; here an address becomes a [`Way`]: a socket for datagrams, a link, or the tunnel to the
+//! rendezvous, which carries packets of other tunnels as its datagrams.
+//!
+//! What goes to a peer leaves by the socket that it was last heard on. A provider that waits on sockets of its own answers from
+//! the address that was asked, too. Elsewhere the kernel chooses the address, since this host may move; a peer that was never
+//! heard gets what is for it from the first socket of its family, which is opened when it is needed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use super::links::{Links, Sender};
 use super::peers::{PeerId, Peers};
 use crate::engine::{Engine, Token};
 use crate::limits;
-use crate::proto::tunnel::Transmit;
+use crate::proto::tunnel::wire::{HANDSHAKE_NUMBER, Header};
+use crate::proto::tunnel::{Transmit, Way, is_virtual};
 use crate::sys::udp::{self, Batch, Outlet};
 use crate::sys::{clock, socket};
 
@@ -24,9 +30,13 @@ const ORIGINS_MAX: usize = 4096;
 
 #[derive(Debug)]
 pub(super) struct Carrier {
-    wires: Vec<Wire>,
-    /// Only a provider has these.
-    origins: Option<Origins>,
+    /// By number, which is never given twice in 2^24.
+    wires: BTreeMap<u32, Wire>,
+    last_number: u32,
+    origins: Origins,
+    pub(super) links: Links,
+    /// The tunnel that carries flows.
+    pub(super) via: Option<PeerId>,
     arrived: Box<[u8]>,
     leaving: Vec<u8>,
     /// What of `leaving` the socket had no room for, from a byte on.
@@ -52,33 +62,35 @@ struct Origins {
     of: HashMap<SocketAddr, Origin>,
     /// The last to arrive, not yet known to be a peer. It may be a handshake, to be answered at once.
     last: Option<(SocketAddr, Origin)>,
+    /// Answers leave from the address that was asked.
+    keep_address: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Origin {
-    wire: usize,
+    wire: u32,
     to: Option<IpAddr>,
 }
 
 impl Carrier {
-    /// For a provider, on sockets that are open already.
+    /// For those who are waited for on sockets that are open already.
     pub(super) fn on(sockets: Vec<OwnedFd>, engine: &mut Engine) -> io::Result<Self> {
-        let mut carrier = Self::new(Some(Origins::default()));
+        let mut carrier = Self::without_sockets();
+        carrier.origins.keep_address = true;
         for socket in sockets {
             carrier.add(socket, engine)?;
         }
         Ok(carrier)
     }
 
-    /// For a visitor.
+    /// For those who begin.
     pub(super) fn without_sockets() -> Self {
-        Self::new(None)
-    }
-
-    fn new(origins: Option<Origins>) -> Self {
         Self {
-            wires: Vec::new(),
-            origins,
+            wires: BTreeMap::new(),
+            last_number: 0,
+            origins: Origins::default(),
+            links: Links::new(limits::LINKS_MAX),
+            via: None,
             arrived: vec![0; udp::RECEIVE_BYTES].into(),
             leaving: Vec::with_capacity(udp::BATCH_BYTES_MAX),
             held: None,
@@ -89,40 +101,64 @@ impl Carrier {
 
     /// Sees to it that there is a socket that reaches `peer`.
     pub(super) fn reach(&mut self, peer: SocketAddr, engine: &mut Engine) -> io::Result<()> {
-        if self.wires.iter().any(|wire| wire.is_ipv4 == peer.is_ipv4()) {
+        if is_virtual(peer) || self.first_wire(peer).is_some() {
             return Ok(());
         }
         let any: IpAddr = if peer.is_ipv4() { [0; 4].into() } else { [0u16; 8].into() };
         let socket = udp::bind(SocketAddr::new(any, 0), false)?;
         udp::enlarge_buffers(socket.as_fd());
-        self.add(socket, engine)
+        self.add(socket, engine).map(drop)
     }
 
-    fn add(&mut self, socket: OwnedFd, engine: &mut Engine) -> io::Result<()> {
+    /// Takes a socket, and tells the number by which it is known here.
+    pub(super) fn add(&mut self, socket: OwnedFd, engine: &mut Engine) -> io::Result<u32> {
         let is_ipv4 = socket::local_address(socket.as_fd())?.is_ipv4();
-        let number = u32::try_from(self.wires.len()).unwrap_or(u32::MAX);
+        let number = self.new_number();
         let token = Token::new(super::WIRES, number, 0);
         engine.watch_arrivals(socket.as_fd(), token)?;
-        self.wires.push(Wire { socket, token, is_ipv4, readable: true, outlet: Outlet::default() });
-        Ok(())
+        self.wires.insert(number, Wire { socket, token, is_ipv4, readable: true, outlet: Outlet::default() });
+        Ok(number)
     }
 
-    /// Closes the sockets for good.
-    pub(super) fn close(&mut self, engine: &mut Engine) {
-        for wire in self.wires.drain(..) {
-            engine.forget(wire.socket, wire.token);
+    fn new_number(&mut self) -> u32 {
+        loop {
+            self.last_number = Token::new(0, self.last_number + 1, 0).generation;
+            if !self.wires.contains_key(&self.last_number) {
+                return self.last_number;
+            }
         }
     }
 
+    fn first_wire(&self, peer: SocketAddr) -> Option<u32> {
+        self.wires.iter().find(|(_, wire)| wire.is_ipv4 == peer.is_ipv4()).map(|(number, _)| *number)
+    }
+
+    /// Closes one socket. Peers that were heard on it are answered by another.
+    pub(super) fn remove(&mut self, number: u32, engine: &mut Engine) {
+        if let Some(wire) = self.wires.remove(&number) {
+            engine.forget(wire.socket, wire.token);
+            self.origins.of.retain(|_, origin| origin.wire != number);
+            self.origins.last.take_if(|(_, origin)| origin.wire == number);
+        }
+    }
+
+    /// Closes everything for good.
+    pub(super) fn close(&mut self, engine: &mut Engine) {
+        for wire in std::mem::take(&mut self.wires).into_values() {
+            engine.forget(wire.socket, wire.token);
+        }
+        self.links.close_all(engine);
+    }
+
     pub(super) fn note_arrival(&mut self, token: Token) {
-        if let Some(wire) = self.wires.get_mut(token.generation as usize) {
+        if let Some(wire) = self.wires.get_mut(&token.generation) {
             wire.readable = true;
         }
     }
 
     pub(super) fn watch_again(&mut self, token: Token, engine: &mut Engine) -> io::Result<()> {
         self.note_arrival(token);
-        match self.wires.get(token.generation as usize) {
+        match self.wires.get(&token.generation) {
             Some(wire) => engine.watch_arrivals(wire.socket.as_fd(), wire.token),
             None => Ok(()),
         }
@@ -130,7 +166,7 @@ impl Carrier {
 
     /// Hands out what has arrived, and names the peers it was for. True when there may be more.
     pub(super) fn receive(&mut self, now: u64, peers: &mut Peers, mut heard: impl FnMut(PeerId)) -> bool {
-        for (number, wire) in self.wires.iter_mut().enumerate() {
+        for (number, wire) in &mut self.wires {
             for _ in 0..BATCHES_PER_TURN {
                 if !wire.readable {
                     break;
@@ -143,6 +179,9 @@ impl Carrier {
                         continue;
                     }
                 };
+                if is_virtual(received.from) {
+                    continue; // a host that pretends to be one of our own ways
+                }
                 let mut whose = None;
                 for datagram in received.datagrams(&mut self.arrived) {
                     let of = peers.handle_datagram(now, received.from, datagram);
@@ -151,12 +190,21 @@ impl Carrier {
                         of.map(&mut heard);
                     }
                 }
-                if let Some(origins) = &mut self.origins {
-                    origins.note(received.from, Origin { wire: number, to: received.to }, whose.is_some());
-                }
+                self.origins.note(received.from, Origin { wire: *number, to: received.to }, whose.is_some());
             }
         }
-        self.wires.iter().any(|wire| wire.readable)
+        self.links.receive(|number, packet| {
+            let is_offer = is_handshake(packet);
+            match peers.handle_datagram(now, Way::Link(number).into(), packet) {
+                Some(peer) => {
+                    heard(peer);
+                    Sender::Peer
+                }
+                None if is_offer => Sender::Perhaps,
+                None => Sender::Stranger,
+            }
+        });
+        self.links.are_busy() || self.wires.values().any(|wire| wire.readable)
     }
 
     /// When a socket that was full is to be asked again.
@@ -179,7 +227,17 @@ impl Carrier {
                     (transmit, 0)
                 }
             };
-            let left = sent + self.send(&transmit, sent);
+            let left = match Way::of(transmit.to) {
+                Way::Udp(_) => sent + self.send(&transmit, sent),
+                Way::Link(number) => {
+                    self.links.send(number, &self.leaving, transmit.segment_bytes);
+                    self.leaving.len()
+                }
+                Way::Flow { flow, .. } => {
+                    self.relay(flow, transmit.segment_bytes, peers);
+                    self.leaving.len()
+                }
+            };
             if left < self.leaving.len() {
                 self.held = Some((transmit, left));
                 self.paused_until = Some(clock::now() + limits::SEND_PAUSE);
@@ -189,16 +247,21 @@ impl Carrier {
         true
     }
 
+    /// Gives `leaving` to the tunnel that carries flows. Without one it is lost.
+    fn relay(&mut self, flow: u32, segment_bytes: usize, peers: &mut Peers) {
+        if let Some(mut via) = self.via.and_then(|via| peers.get(via)) {
+            for packet in self.leaving.chunks(segment_bytes.max(1)) {
+                via.send_datagram(flow, 0, None, packet);
+            }
+        }
+    }
+
     /// Sends `leaving` from a byte on; tells how many bytes have left, or are lost as the network might have lost them.
     fn send(&mut self, transmit: &Transmit, from: usize) -> usize {
         let bytes = &self.leaving[from..];
-        let origin = self.origins.as_ref().and_then(|origins| origins.get(transmit.to));
-        let is_ipv4 = transmit.to.is_ipv4();
-        let wire = match origin {
-            Some(origin) => self.wires.get_mut(origin.wire),
-            None => self.wires.iter_mut().find(|wire| wire.is_ipv4 == is_ipv4),
-        };
-        let Some(wire) = wire else { return bytes.len() };
+        let origin = self.origins.get(transmit.to);
+        let number = origin.map(|origin| origin.wire).or_else(|| self.first_wire(transmit.to));
+        let Some(wire) = number.and_then(|number| self.wires.get_mut(&number)) else { return bytes.len() };
         let batch = Batch {
             bytes,
             segment_bytes: transmit.segment_bytes,
@@ -217,8 +280,8 @@ impl Carrier {
                 if !std::mem::replace(&mut self.failing, true) {
                     tracing::debug!(%error, to = %transmit.to, "datagrams cannot be sent");
                 }
-                if let Some(origins) = &mut self.origins {
-                    origins.of.remove(&transmit.to); // that address may be ours no more
+                if self.origins.keep_address {
+                    self.origins.of.remove(&transmit.to); // that address may be ours no more
                 }
                 self.leaving.len() - from
             }
@@ -226,8 +289,15 @@ impl Carrier {
     }
 }
 
+/// Whether it may be from a peer that is not known yet.
+fn is_handshake(packet: &[u8]) -> bool {
+    Header::parse(packet).is_ok_and(|head| head.number == HANDSHAKE_NUMBER)
+}
+
 impl Origins {
     fn note(&mut self, from: SocketAddr, origin: Origin, is_peer: bool) {
+        let to = origin.to.filter(|_| self.keep_address);
+        let origin = Origin { to, ..origin };
         if self.last == Some((from, origin)) && self.of.contains_key(&from) == is_peer {
             return;
         }

@@ -11,6 +11,7 @@
 //! Deliberately absent: how two ends find each other when neither can be reached. The visitor needs an address of the provider.
 
 mod carrier;
+mod links;
 mod peers;
 mod provider;
 mod reach;
@@ -96,6 +97,7 @@ pub struct Asker {
 /// Slots in tokens that no stream has; the generation is the socket's number. Listeners have [`accept::SLOT`].
 const WIRES: u32 = u32::MAX - 1;
 const ARENAS: u32 = u32::MAX - 2;
+const LINKS: u32 = u32::MAX - 3;
 
 /// Roles in tokens. The slot of a game is its number, which tells its generation too.
 const STREAM: u8 = 0;
@@ -287,6 +289,11 @@ impl Udp {
                 }
             }
             (WIRES, _) => self.carrier.note_arrival(token),
+            (LINKS, _) => match event {
+                Event::Ready(_, news) => self.carrier.links.note(token, news),
+                Event::Disarmed(_) => self.carrier.links.watch_again(token, &mut context.engine),
+                Event::Runtime => {}
+            },
             (ARENAS, End::Visitor(visitor)) if disarmed => visitor.watch_again(token, context),
             (ARENAS, End::Visitor(visitor)) => visitor.note_arrival(token),
             (_, End::Provider(provider)) if token.role == GAME && disarmed => provider.watch_again(token, context),

@@ -1,0 +1,535 @@
+//! Tunnel packets over TCP: where UDP is blocked, and beside it, since the end of a connection tells at once that its peer is
+//! gone. A link carries what a socket for datagrams would, each as `length u16 | packet`, and like one it loses: what finds no
+//! room is dropped, whole. So nothing behind it needs to know the difference.
+//!
+//! A packet is framed in a buffer that all links share, and leaves from there; a link keeps memory of its own only for what its
+//! socket had no room for, and for a frame of which a part has arrived.
+//!
+//! Deliberately absent: who is at the other end. Whoever takes the packets decides which links are worth keeping.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use crate::engine::{Engine, Readiness, Token};
+use crate::limits;
+use crate::sys::socket;
+
+/// Longest packet of a frame, in bytes: no tunnel makes longer ones.
+const PACKET_BYTES_MAX: usize = 2048;
+
+/// A frame begins with its length, network order.
+const HEAD_BYTES: usize = 2;
+
+/// What arrives in one read at most, bytes, behind a part of a frame from the read before.
+const READ_BYTES: usize = 1 << 16;
+
+/// Reads from one link before the others have their turn.
+const READS_PER_TURN: usize = 4;
+
+/// Bytes that wait for room in the socket, which has a buffer of its own: a batch always finds a place behind an empty one.
+const KEPT_BYTES_MAX: usize = 128 << 10;
+
+/// Links have numbers that fit into the generation of a token.
+const NUMBER_MASK: u32 = (1 << 24) - 1;
+
+#[derive(Debug)]
+pub(super) struct Links {
+    of: HashMap<u32, Link>,
+    last_number: u32,
+    /// Those from which something may have arrived.
+    readable: VecDeque<u32>,
+    arrived: Box<[u8]>,
+    leaving: Vec<u8>,
+    /// Accepted ones that have proved nothing yet, with the time until when they may.
+    unproven: VecDeque<(Instant, u32)>,
+    news: VecDeque<News>,
+    links_max: usize,
+}
+
+#[derive(Debug)]
+struct Link {
+    socket: OwnedFd,
+    token: Token,
+    state: State,
+    /// A peer is at the other end, as far as is known.
+    is_proven: bool,
+    is_readable: bool,
+    /// The beginning of a frame.
+    part: Vec<u8>,
+    /// Frames that are to leave, from a byte on.
+    kept: Vec<u8>,
+    left: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Connecting,
+    Open,
+    /// To be let go.
+    Over,
+}
+
+/// Who has sent a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sender {
+    Peer,
+    /// It may be the first of a peer.
+    Perhaps,
+    /// The link ends, unless it was a peer's before.
+    Stranger,
+}
+
+/// What has happened to a link.
+#[derive(Debug)]
+pub(super) enum News {
+    /// It is connected.
+    Up(u32),
+    /// It is no more. `None`: the peer has ended it.
+    Down(u32, Option<io::Error>),
+}
+
+impl Links {
+    /// At `links_max` no further ones begin.
+    pub(super) fn new(links_max: usize) -> Self {
+        Self {
+            of: HashMap::new(),
+            last_number: 0,
+            readable: VecDeque::new(),
+            arrived: vec![0; PACKET_BYTES_MAX + HEAD_BYTES + READ_BYTES].into(),
+            leaving: Vec::new(),
+            unproven: VecDeque::new(),
+            news: VecDeque::new(),
+            links_max,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.of.len()
+    }
+
+    /// Begins a link. Packets may be sent at once: they wait until it is connected. With `from` it has a port that others may
+    /// have, too; port 0 is a new one.
+    pub(super) fn connect(&mut self, to: SocketAddr, from: Option<SocketAddr>, engine: &mut Engine) -> io::Result<u32> {
+        let socket = match from {
+            Some(from) => socket::connect_from(from, to),
+            None => socket::connect(to),
+        }?;
+        self.add(socket, State::Connecting, engine)
+    }
+
+    /// Takes a connection of somebody who has a while to prove that he is a peer.
+    pub(super) fn accept(&mut self, socket: OwnedFd, now: Instant, engine: &mut Engine) -> io::Result<u32> {
+        let number = self.add(socket, State::Open, engine)?;
+        self.unproven.push_back((now + limits::HANDSHAKE_TIMEOUT, number));
+        Ok(number)
+    }
+
+    fn add(&mut self, socket: OwnedFd, state: State, engine: &mut Engine) -> io::Result<u32> {
+        if self.of.len() >= self.links_max {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        socket::prepare(socket.as_fd())?;
+        socket::keep_alive(socket.as_fd(), crate::tcp::LIVENESS)?;
+        let number = self.new_number();
+        let token = Token::new(super::LINKS, number, 0);
+        engine.watch(socket.as_fd(), token)?;
+        let is_proven = state == State::Connecting; // whom we ask need not prove anything to be heard
+        let (part, kept) = (Vec::new(), Vec::new());
+        let link = Link { socket, token, state, is_proven, is_readable: false, part, kept, left: 0 };
+        self.of.insert(number, link);
+        self.note_readable(number);
+        Ok(number)
+    }
+
+    fn new_number(&mut self) -> u32 {
+        loop {
+            self.last_number = (self.last_number + 1) & NUMBER_MASK;
+            if !self.of.contains_key(&self.last_number) {
+                return self.last_number;
+            }
+        }
+    }
+
+    /// The socket's own address, from which others may connect too.
+    pub(super) fn local_address(&self, number: u32) -> Option<SocketAddr> {
+        socket::local_address(self.of.get(&number)?.socket.as_fd()).ok()
+    }
+
+    pub(super) fn remote_address(&self, number: u32) -> Option<SocketAddr> {
+        socket::peer_address(self.of.get(&number)?.socket.as_fd()).ok()
+    }
+
+    pub(super) fn note(&mut self, token: Token, news: Readiness) {
+        if news.readable {
+            self.note_readable(token.generation);
+        }
+        if news.writable || news.failed {
+            self.note_writable(token.generation);
+        }
+    }
+
+    pub(super) fn watch_again(&mut self, token: Token, engine: &mut Engine) {
+        let Some(link) = self.of.get(&token.generation) else { return };
+        if let Err(error) = engine.watch(link.socket.as_fd(), token) {
+            self.fail(token.generation, Some(error));
+        }
+        self.note_readable(token.generation);
+        self.note_writable(token.generation);
+    }
+
+    fn note_readable(&mut self, number: u32) {
+        let Some(link) = self.of.get_mut(&number) else { return };
+        if !std::mem::replace(&mut link.is_readable, true) {
+            self.readable.push_back(number);
+        }
+    }
+
+    fn note_writable(&mut self, number: u32) {
+        let Some(link) = self.of.get_mut(&number) else { return };
+        if link.state == State::Connecting {
+            match socket::take_error(link.socket.as_fd()) {
+                Ok(None) if socket::peer_address(link.socket.as_fd()).is_ok() => {
+                    link.state = State::Open;
+                    self.news.push_back(News::Up(number));
+                }
+                Ok(None) => return, // an event from before it was on its way
+                Ok(Some(error)) | Err(error) => return self.fail(number, Some(error)),
+            }
+        }
+        self.flush(number);
+    }
+
+    /// Something may have arrived that was not taken yet.
+    pub(super) fn are_busy(&self) -> bool {
+        !self.readable.is_empty()
+    }
+
+    /// Hands out the packets that have arrived; `take` tells whose they are.
+    pub(super) fn receive(&mut self, mut take: impl FnMut(u32, &mut [u8]) -> Sender) {
+        for _ in 0..self.readable.len() {
+            let Some(number) = self.readable.pop_front() else { return };
+            match self.receive_from(number, &mut take) {
+                Ok(()) => self.readable.push_back(number),
+                Err(why) => {
+                    if let Some(link) = self.of.get_mut(&number) {
+                        link.is_readable = false;
+                    }
+                    match why.as_ref().map(io::Error::kind) {
+                        Some(io::ErrorKind::WouldBlock) => {}
+                        _ => self.fail(number, why),
+                    }
+                }
+            }
+        }
+    }
+
+    /// `Ok` when there may be more, an error when there is none now, `Err(None)` when there will be none ever.
+    fn receive_from(
+        &mut self,
+        number: u32,
+        take: &mut impl FnMut(u32, &mut [u8]) -> Sender,
+    ) -> Result<(), Option<io::Error>> {
+        let open = self.of.get_mut(&number).filter(|link| link.state == State::Open);
+        let link = open.ok_or_else(|| io::Error::from(io::ErrorKind::WouldBlock))?;
+        for _ in 0..READS_PER_TURN {
+            let before = link.part.len();
+            self.arrived[..before].copy_from_slice(&link.part);
+            let arrived = match socket::receive(link.socket.as_fd(), &mut self.arrived[before..][..READ_BYTES])? {
+                0 => return Err(None),
+                arrived => arrived,
+            };
+            let (mut at, end) = (0, before + arrived);
+            while let Some(length) = whole_packet(&self.arrived[at..end])? {
+                let packet = at + HEAD_BYTES..at + HEAD_BYTES + length;
+                at = packet.end;
+                match take(number, &mut self.arrived[packet]) {
+                    Sender::Peer => link.is_proven = true,
+                    Sender::Perhaps => {}
+                    Sender::Stranger if link.is_proven => {}
+                    Sender::Stranger => return Err(None),
+                }
+            }
+            link.part.clear();
+            link.part.extend_from_slice(&self.arrived[at..end]);
+        }
+        Ok(())
+    }
+
+    /// Sends packets of one size (the last may be shorter). Those for which there is no room are lost.
+    pub(super) fn send(&mut self, number: u32, packets: &[u8], packet_bytes: usize) {
+        let Some(link) = self.of.get_mut(&number).filter(|link| link.state != State::Over) else { return };
+        if link.state == State::Connecting || link.left < link.kept.len() {
+            return link.keep(packets, packet_bytes);
+        }
+        self.leaving.clear();
+        for packet in packets.chunks(packet_bytes.max(1)) {
+            push_frame(packet, &mut self.leaving);
+        }
+        match socket::send(link.socket.as_fd(), &self.leaving) {
+            Ok(sent) => {
+                link.kept.clear();
+                link.left = 0;
+                link.kept.extend_from_slice(&self.leaving[sent..]);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => link.keep(packets, packet_bytes),
+            Err(error) => self.fail(number, Some(error)),
+        }
+    }
+
+    /// Sends what was kept, as far as there is room.
+    fn flush(&mut self, number: u32) {
+        let Some(link) = self.of.get_mut(&number).filter(|link| link.state == State::Open) else { return };
+        while link.left < link.kept.len() {
+            match socket::send(link.socket.as_fd(), &link.kept[link.left..]) {
+                Ok(sent) => link.left += sent,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => return self.fail(number, Some(error)),
+            }
+        }
+        (link.kept, link.left) = (Vec::new(), 0); // most links never need it again
+    }
+
+    /// Ends a link; nobody is told.
+    pub(super) fn close(&mut self, number: u32, engine: &mut Engine) {
+        if let Some(link) = self.of.remove(&number) {
+            engine.forget(link.socket, link.token);
+        }
+    }
+
+    pub(super) fn close_all(&mut self, engine: &mut Engine) {
+        for (_, link) in self.of.drain() {
+            engine.forget(link.socket, link.token);
+        }
+    }
+
+    /// When somebody has had the time to prove that he is a peer.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.unproven.front().map(|(until, _)| *until)
+    }
+
+    /// Ends those who have proved nothing in time.
+    pub(super) fn expire(&mut self, now: Instant) {
+        while let Some((_, number)) = self.unproven.pop_front_if(|(until, _)| *until <= now) {
+            if self.of.get(&number).is_some_and(|link| !link.is_proven) {
+                self.fail(number, Some(io::ErrorKind::TimedOut.into()));
+            }
+        }
+    }
+
+    fn fail(&mut self, number: u32, why: Option<io::Error>) {
+        let Some(link) = self.of.get_mut(&number).filter(|link| link.state != State::Over) else { return };
+        link.state = State::Over;
+        self.news.push_back(News::Down(number, why));
+    }
+
+    /// The next that has happened. Links that are down are let go by this.
+    pub(super) fn poll_news(&mut self, engine: &mut Engine) -> Option<News> {
+        let news = self.news.pop_front()?;
+        if let News::Down(number, _) = news {
+            self.close(number, engine);
+        }
+        Some(news)
+    }
+}
+
+impl Link {
+    /// Keeps packets until there is room, as far as they may wait.
+    fn keep(&mut self, packets: &[u8], packet_bytes: usize) {
+        if self.left > KEPT_BYTES_MAX / 2 {
+            self.kept.drain(..self.left);
+            self.left = 0;
+        }
+        for packet in packets.chunks(packet_bytes.max(1)) {
+            if self.kept.len() + HEAD_BYTES + packet.len() <= KEPT_BYTES_MAX {
+                push_frame(packet, &mut self.kept);
+            }
+        }
+    }
+}
+
+/// Length of the packet whose frame comes first. `None`: it has not arrived as a whole.
+fn whole_packet(bytes: &[u8]) -> io::Result<Option<usize>> {
+    let Some((head, behind)) = bytes.split_first_chunk::<HEAD_BYTES>() else { return Ok(None) };
+    let length = usize::from(u16::from_be_bytes(*head));
+    if length == 0 || length > PACKET_BYTES_MAX {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    Ok((length <= behind.len()).then_some(length))
+}
+
+/// A packet that no frame can hold is lost.
+fn push_frame(packet: &[u8], frames: &mut Vec<u8>) {
+    if let Some(length) = u16::try_from(packet.len()).ok().filter(|_| packet.len() <= PACKET_BYTES_MAX) {
+        frames.extend_from_slice(&length.to_be_bytes());
+        frames.extend_from_slice(packet);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::engine::{Choice, Event, probe};
+    use crate::sys::clock;
+
+    #[test]
+    fn packets_cross_a_link_with_their_borders_both_ways() {
+        for choice in [Choice::Auto, Choice::Epoll] {
+            let mut pair = Pair::new(choice);
+            pair.links.send(pair.ours, &[1; 2_500], 1_200); // before it is connected
+            assert_eq!(pair.run_until(|got| got.len() == 3), [[1; 1_200].to_vec(), vec![1; 1_200], vec![1; 100]]);
+            pair.links.send(pair.theirs, b"back", 4);
+            assert_eq!(pair.run_until(|got| got.len() == 1), [b"back".to_vec()]);
+        }
+    }
+
+    #[test]
+    fn a_full_link_loses_whole_packets_and_the_others_arrive_as_they_were() {
+        let mut pair = Pair::new(Choice::Auto);
+        pair.run_until_up();
+        let packet = |number: u32| (0..1_200u32).map(|at| (number + at) as u8).collect::<Vec<_>>();
+        let sent: u32 = 40_000;
+        (0..sent).for_each(|number| pair.links.send(pair.ours, &packet(number), 1_200));
+        pair.links.send(pair.ours, b"last", 4);
+        let mut arrived = 0;
+        let mut numbers = 0..sent;
+        let mut is_next = |got: &[u8]| numbers.any(|number| packet(number) == got);
+        pair.run(|got| {
+            arrived += got.len() as u32;
+            assert!(got.iter().all(|got| got == b"last" || is_next(got)), "a packet that nobody has sent");
+            got.clear();
+        });
+        assert!(arrived > 100 && arrived < sent, "{arrived} of {sent}");
+    }
+
+    #[test]
+    fn a_link_ends_with_its_peer_and_by_what_no_peer_sends() {
+        for (bytes, is_fault) in [(&b""[..], false), (b"\0\0", true), (b"\xff\xffx", true), (b"\0\x01?", false)] {
+            let mut pair = Pair::new(Choice::Auto);
+            pair.run_until_up();
+            let theirs = pair.links.of[&pair.theirs].socket.as_fd();
+            socket::send(theirs, bytes).expect("it is sent");
+            socket::end(theirs).expect("it is connected");
+            let why = pair.run_until_down(pair.ours);
+            assert_eq!(why.is_some(), is_fault, "{bytes:?}: {why:?}");
+        }
+    }
+
+    #[test]
+    fn a_stranger_is_let_go_at_once_and_one_who_says_nothing_after_a_while() {
+        let mut pair = Pair::new(Choice::Auto);
+        pair.links.send(pair.ours, b"stranger", 8);
+        assert!(pair.run_until_down(pair.theirs).is_none());
+        let mut pair = Pair::new(Choice::Auto);
+        assert!(pair.links.deadline().is_some());
+        pair.links.expire(clock::now() + limits::HANDSHAKE_TIMEOUT);
+        assert!(pair.run_until_down(pair.theirs).is_some());
+    }
+
+    #[test]
+    fn nobody_is_there_is_told() {
+        let closed = socket::listen(([127, 0, 0, 1], 0).into(), false, 1).expect("a free port");
+        let to = socket::local_address(closed.as_fd()).expect("it is bound");
+        drop(closed);
+        let mut pair = Pair::new(Choice::Auto);
+        let number = pair.links.connect(to, None, &mut pair.engine).expect("it is on its way");
+        assert!(pair.run_until_down(number).is_some());
+    }
+
+    #[test]
+    fn links_from_one_port_lead_to_several_hosts() {
+        let mut pair = Pair::new(Choice::Auto);
+        let from = pair.links.local_address(pair.ours).expect("it is bound");
+        let other = socket::listen(([127, 0, 0, 1], 0).into(), false, 1).expect("a free port");
+        let to = socket::local_address(other.as_fd()).expect("it is bound");
+        let number = pair.links.connect(to, Some(from), &mut pair.engine).expect("the port is shared");
+        assert_eq!(pair.links.local_address(number), Some(from));
+    }
+
+    /// Both ends of a link in one table.
+    struct Pair {
+        engine: Engine,
+        links: Links,
+        ours: u32,
+        theirs: u32,
+        news: Vec<News>,
+    }
+
+    impl Pair {
+        fn new(choice: Choice) -> Self {
+            let (kind, _) = probe(choice).expect("an engine");
+            let runtime = socket::listen(([127, 0, 0, 1], 0).into(), false, 1).expect("a descriptor");
+            let mut engine = Engine::new(kind, 8, runtime).expect("an engine");
+            let door = socket::listen(([127, 0, 0, 1], 0).into(), false, 1).expect("a free port");
+            let to = socket::local_address(door.as_fd()).expect("it is bound");
+            let mut links = Links::new(8);
+            let ours = links.connect(to, Some(([127, 0, 0, 1], 0).into()), &mut engine).expect("it is on its way");
+            let mut poll = [nix::poll::PollFd::new(door.as_fd(), nix::poll::PollFlags::POLLIN)];
+            nix::poll::poll(&mut poll, 60_000u16).expect("it can be polled");
+            let accepted = socket::accept(door.as_fd()).expect("somebody is there");
+            let theirs = links.accept(accepted, clock::now(), &mut engine).expect("it is watched");
+            Self { engine, links, ours, theirs, news: Vec::new() }
+        }
+
+        /// Until nothing has happened for a while.
+        fn run(&mut self, mut each: impl FnMut(&mut Vec<Vec<u8>>)) {
+            let mut got = Vec::new();
+            while self.turn(Duration::from_millis(500), &mut got) {
+                each(&mut got);
+            }
+        }
+
+        fn run_until(&mut self, is_enough: impl Fn(&[Vec<u8>]) -> bool) -> Vec<Vec<u8>> {
+            let mut got = Vec::new();
+            while !is_enough(&got) {
+                assert!(self.turn(Duration::from_secs(60), &mut got), "nothing happens");
+            }
+            got
+        }
+
+        fn run_until_up(&mut self) {
+            while !self.news.iter().any(|news| matches!(news, News::Up(_))) {
+                assert!(self.turn(Duration::from_secs(60), &mut Vec::new()), "nothing happens");
+            }
+        }
+
+        fn run_until_down(&mut self, number: u32) -> Option<io::Error> {
+            loop {
+                for news in self.news.drain(..) {
+                    if let News::Down(down, why) = news
+                        && down == number
+                    {
+                        assert!(!self.links.of.contains_key(&number), "it is let go");
+                        return why;
+                    }
+                }
+                assert!(self.turn(Duration::from_secs(60), &mut Vec::new()), "nothing happens");
+            }
+        }
+
+        /// False when nothing has happened.
+        fn turn(&mut self, patience: Duration, got: &mut Vec<Vec<u8>>) -> bool {
+            let mut events = Vec::new();
+            let patience = if self.links.are_busy() || !self.links.news.is_empty() { Duration::ZERO } else { patience };
+            self.engine.wait(patience, &mut events).expect("it runs");
+            let (before, busy) = (got.len(), self.links.are_busy());
+            for event in events.drain(..) {
+                if let Event::Ready(token, news) = event {
+                    self.links.note(token, news);
+                }
+            }
+            self.links.receive(|_, packet| {
+                got.push(packet.to_vec());
+                if packet == b"stranger" { Sender::Stranger } else { Sender::Perhaps }
+            });
+            let news = std::iter::from_fn(|| self.links.poll_news(&mut self.engine));
+            let count = self.news.len();
+            self.news.extend(news);
+            busy || got.len() > before || self.news.len() > count || self.links.are_busy()
+        }
+    }
+}
