@@ -9,6 +9,7 @@ pub mod path;
 pub mod policy;
 pub mod proxy_header;
 pub mod punch;
+pub mod rendezvous;
 pub mod status;
 pub mod target;
 pub mod timers;
