@@ -146,6 +146,12 @@ pub const PEER_SUSPECT: Duration = Duration::from_secs(3);
 /// What is sent so soon after the peer was heard may be acknowledgements and reports, which nobody answers.
 pub const PEER_GRACE: Duration = Duration::from_secs(1);
 
+/// The same for a rendezvous, which has nothing else to do than to answer: several round trips.
+pub const VIA_SUSPECT: Duration = Duration::from_secs(2);
+
+/// Pause before a flow that the rendezvous has refused is asked for again.
+pub const FLOW_PAUSE: Duration = Duration::from_secs(30);
+
 /// Players of UDP games of a daemon, and how long a silent one is remembered: games send several datagrams a second, and NATs
 /// forget a mapping that is silent for 30 to 300 s.
 pub const SESSIONS_MAX: usize = 4096;

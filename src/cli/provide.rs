@@ -17,7 +17,8 @@ fn announce(worker: &worker::Settings, doors: &[Door]) {
     if let worker::Settings::Tunnel(udp) = worker
         && let Role::Provide(services) = &udp.role
     {
-        say(services.iter().map(|provided| format!("providing {}: {}", provided.name, ports(provided))));
+        let via = udp.via.as_ref().map(|via| format!(" via {}", via.host)).unwrap_or_default();
+        say(services.iter().map(|provided| format!("providing {}{via}: {}", provided.name, ports(provided))));
     }
 }
 

@@ -6,6 +6,7 @@ mod run;
 mod secrets;
 mod tunnel;
 mod values;
+mod via;
 
 use std::fs;
 use std::path::Path;
@@ -18,6 +19,7 @@ pub use run::{Config, Form};
 pub use secrets::SecretForm;
 pub use tunnel::{ProvideForm, ProvideTable, TunnelForm, VisitForm, VisitTable};
 pub use values::{DaemonForm, LogForm, Rate, Span, Typed, Workers};
+pub use via::ViaForm;
 
 /// What is wrong with a configuration, and what to do about it.
 #[derive(Debug)]
@@ -97,6 +99,9 @@ pub fn example(name: &str) -> String {
         "kcptun" => "0.0.0.0:29900",
         "admin" => "127.0.0.1:9001, or unix:gateway.sock",
         "peer" | "kcptun-peer" => "game.example.com:29900",
+        "via" => "meet.example.com:4000",
+        "path" => "relay",
+        "udp-port" => "29900",
         "crypt" => "aes",
         "smuxver" => "2",
         "sndwnd" | "rcvwnd" => "1024",

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::kcptun::KcptunForm;
 use super::values::{Rate, one_or_many};
-use super::{Config, DaemonForm, Error, Fill, LogForm, SecretForm, Span, many, read, within};
+use super::{Config, DaemonForm, Error, Fill, LogForm, SecretForm, Span, ViaForm, many, read, within};
 use crate::proto::target::Target;
 use crate::proto::tunnel::ServiceName;
 use crate::supervisor::{self, Admin, Door};
@@ -132,6 +132,10 @@ pub struct TunnelForm {
 
     #[command(flatten)]
     #[serde(flatten)]
+    pub via: ViaForm,
+
+    #[command(flatten)]
+    #[serde(flatten)]
     pub kcptun: KcptunForm,
 
     #[command(flatten)]
@@ -171,14 +175,18 @@ impl ProvideForm {
             services.iter().map(|of| (of.name, of.tcp.len(), of.udp.len())),
             "gateway provide NAME --tcp 127.0.0.1:7777",
         )?;
-        if form.kcptun.is_some() && !form.listen_udp.is_empty() {
-            return Err(Error::new(
-                "`kcptun` and `listen-udp` are both given",
-                "a daemon speaks one of the two: start another",
-            ));
-        }
-        let own = many(form.listen_udp, vec![LISTEN_UDP]);
-        let doors = form.kcptun.map_or(own, |kcptun| vec![kcptun]).into_iter().map(Door::Udp).collect();
+        let ways = [
+            ("kcptun", form.kcptun.is_some()),
+            ("listen-udp", !form.listen_udp.is_empty()),
+            ("via", form.tunnel.via.via.is_some()),
+        ];
+        one_of(&ways)?;
+        let doors = match form.kcptun {
+            Some(kcptun) => vec![kcptun],
+            None if form.tunnel.via.via.is_some() => Vec::new(),
+            None => many(form.listen_udp, vec![LISTEN_UDP]),
+        };
+        let doors = doors.into_iter().map(Door::Udp).collect();
         form.tunnel.resolve(&typed, doors, Role::Provide(services), form.kcptun.is_some())
     }
 }
@@ -201,14 +209,15 @@ impl VisitForm {
         let flags = VisitTable { name: form.name, tcp: form.tcp, udp: form.udp, peer: form.peer.clone() };
         let tables =
             with_flags(flags, |flags| flags.name.is_none() && flags.tcp.is_empty() && flags.udp.is_empty(), form.visit);
-        if form.kcptun_peer.is_some() && form.peer.is_some() {
-            return Err(Error::new(
-                "`kcptun-peer` and `peer` are both given",
-                "a daemon speaks one of the two: start another",
-            ));
-        }
+        let ways = [
+            ("kcptun-peer", form.kcptun_peer.is_some()),
+            ("peer", form.peer.is_some() || tables.iter().any(|table| table.peer.is_some())),
+            ("via", form.tunnel.via.via.is_some()),
+        ];
+        one_of(&ways)?;
         let peer = form.kcptun_peer.as_ref().or(form.peer.as_ref());
-        let services = tables.iter().map(|table| table.resolve(peer)).collect::<Result<Vec<_>, _>>()?;
+        let has_via = form.tunnel.via.via.is_some();
+        let services = tables.iter().map(|table| table.resolve(peer, has_via)).collect::<Result<Vec<_>, _>>()?;
         check(
             services.iter().map(|of| (of.name, of.tcp, of.udp)),
             "gateway visit NAME --tcp 127.0.0.1:9998 --peer HOST:29900",
@@ -221,11 +230,13 @@ impl VisitForm {
 }
 
 impl VisitTable {
-    fn resolve(&self, peer: Option<&Target>) -> Result<Visited, Error> {
+    fn resolve(&self, peer: Option<&Target>, has_via: bool) -> Result<Visited, Error> {
         let name = self.name.ok_or_else(nameless)?;
-        let no_peer =
-            || Error::new(format!("no peer is named for {name}"), "say where the provider is, with --peer HOST:29900");
-        let peer = self.peer.as_ref().or(peer).cloned().ok_or_else(no_peer)?;
+        let peer = self.peer.as_ref().or(peer).cloned();
+        if peer.is_none() && !has_via {
+            let hint = "say where the provider is, with --peer HOST:29900, or where to meet it, with --via HOST:4000";
+            return Err(Error::new(format!("no peer is named for {name}"), hint));
+        }
         Ok(Visited { name, peer, tcp: self.tcp.len(), udp: self.udp.len() })
     }
 }
@@ -241,11 +252,12 @@ impl TunnelForm {
     }
 
     /// `file` is what stands there alone: secrets have an order of their own.
-    fn resolve(self, file: &Self, doors: Vec<Door>, role: Role, kcptun: bool) -> Result<Config, Error> {
+    fn resolve(self, file: &Self, mut doors: Vec<Door>, role: Role, kcptun: bool) -> Result<Config, Error> {
         let mut warnings = Vec::new();
         if kcptun && self.rate.is_some() {
             return Err(Error::new("kcptun knows no `rate`", "leave it out; `sndwnd` bounds what is on its way"));
         }
+        let via = self.via.resolve()?;
         let (protocol, keys) = if kcptun {
             let secrets = (&self.secrets, &file.secrets);
             let keys = self.kcptun.keyring(&file.kcptun, secrets, &mut warnings)?;
@@ -253,7 +265,11 @@ impl TunnelForm {
         } else {
             (Protocol::Tunnel, self.secrets.keyring(&file.secrets, &mut warnings)?)
         };
-        within("addresses", doors.len(), 1, limits::ADDRESSES_MAX)?;
+        let keys = if via.is_some() { self.via.keyring(keys, &mut warnings)? } else { keys };
+        if let Some(port) = self.via.udp_port {
+            doors.push(Door::Udp((std::net::Ipv4Addr::UNSPECIFIED, port).into()));
+        }
+        within("addresses", doors.len(), usize::from(via.is_none()), limits::ADDRESSES_MAX)?;
         let span = |given: Option<Span>, default: Duration| given.map_or(default, |span| span.0);
         let daemon = supervisor::Settings {
             doors,
@@ -267,6 +283,7 @@ impl TunnelForm {
             keys,
             worker: worker::Settings::Tunnel(udp::Settings {
                 role,
+                via,
                 protocol,
                 mode: self.mode.unwrap_or_default(),
                 rate_max: self.rate.map(Rate::bytes),
@@ -286,6 +303,18 @@ fn with_flags<T>(flags: T, is_empty: impl Fn(&T) -> bool, tables: Vec<T>) -> Vec
     flags.into_iter().chain(tables).collect()
 }
 
+/// Of ways to the peer only one can be meant.
+fn one_of(ways: &[(&str, bool)]) -> Result<(), Error> {
+    let mut given = ways.iter().filter(|(_, given)| *given).map(|(name, _)| *name);
+    match (given.next(), given.next()) {
+        (Some(one), Some(other)) => Err(Error::new(
+            format!("`{one}` and `{other}` are both given"),
+            "a daemon goes one of these ways: start another for the other",
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn nameless() -> Error {
     Error::new("a service has no name", "give it one, right after the verb: letters, digits, `.`, `_` and `-`")
 }
@@ -294,6 +323,9 @@ fn nameless() -> Error {
 fn check(services: impl Iterator<Item = (ServiceName, usize, usize)>, example: &str) -> Result<(), Error> {
     let mut names = BTreeSet::new();
     for (name, tcp, udp) in services {
+        if name.as_str().starts_with('.') {
+            return Err(Error::new(format!("{name} begins with a dot"), "such names are the rendezvous' own"));
+        }
         if tcp + udp == 0 {
             return Err(Error::new(format!("{name} has no port"), format!("for example `{example}`")));
         }
@@ -347,6 +379,7 @@ impl TunnelForm {
         Self {
             mode: self.mode.or(other.mode),
             rate: self.rate.or(other.rate),
+            via: self.via.over(other.via),
             kcptun: self.kcptun.over(other.kcptun),
             daemon: self.daemon.over(other.daemon),
             secrets: self.secrets, // they have an order of their own
@@ -369,6 +402,10 @@ mod tests {
             udp = ["127.0.0.1:7777", "127.0.0.1:7778"]
             mode = "fast2"
             rate = "20M"
+            via = "meet.example.com:4000"
+            path = "relay"
+            udp-port = 29900
+            via-secret-file = "other"
             key = "x"
             crypt = "aes"
             datashard = 10
@@ -404,6 +441,13 @@ mod tests {
         let visit: VisitForm = toml::from_str(&visit).expect("every key is understood");
         assert_eq!((provide.udp.len(), provide.provide.len(), visit.visit.len()), (2, 1, 1));
         assert_eq!(visit.tunnel.rate.map(Rate::bytes), Some(2_500_000));
+    }
+
+    #[test]
+    fn one_way_to_the_peer_can_be_meant() {
+        assert!(one_of(&[("peer", true), ("via", false)]).is_ok() && one_of(&[]).is_ok());
+        let error = one_of(&[("kcptun", false), ("peer", true), ("via", true)]).expect_err("both are given");
+        assert_eq!(error.message, "`peer` and `via` are both given");
     }
 
     #[test]

@@ -80,6 +80,11 @@ impl Keyring {
         &self.0
     }
 
+    #[must_use]
+    pub fn into_secrets(self) -> Vec<Secret> {
+        self.0
+    }
+
     /// Reads the target out of a token, which is one line without its newline.
     ///
     /// # Errors

@@ -216,6 +216,31 @@ impl Outlet {
     }
 }
 
+/// Lets `send` send what goes `hops` hops at most, such as to the NAT behind which this host is, and not to that of the peer.
+///
+/// # Errors
+/// Those of `setsockopt`, and what `send` says.
+pub fn with_ttl<T>(
+    socket: BorrowedFd<'_>,
+    hops: u8,
+    is_ipv4: bool,
+    send: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
+) -> io::Result<T> {
+    let socket_ref = SockRef::from(&socket);
+    if !is_ipv4 {
+        let usual = socket_ref.unicast_hops_v6()?;
+        socket_ref.set_unicast_hops_v6(hops.into())?;
+        let sent = send(socket);
+        socket_ref.set_unicast_hops_v6(usual)?;
+        return sent;
+    }
+    let usual = socket_ref.ttl_v4()?;
+    socket_ref.set_ttl_v4(hops.into())?;
+    let sent = send(socket);
+    socket_ref.set_ttl_v4(usual)?;
+    sent
+}
+
 /// EIO: no checksums from this device. EINVAL, or EMSGSIZE since Linux 6.9: segments too long for the route; also what kernels
 /// before 4.18 say to the option.
 fn is_refusal_to_cut(error: &io::Error) -> bool {

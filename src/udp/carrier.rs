@@ -73,18 +73,17 @@ struct Origin {
 }
 
 impl Carrier {
-    /// For those who are waited for on sockets that are open already.
-    pub(super) fn on(sockets: Vec<OwnedFd>, engine: &mut Engine) -> io::Result<Self> {
+    /// On sockets that are open already. `keep_address`: whoever asks at one of our addresses knows us by that.
+    pub(super) fn on(sockets: Vec<OwnedFd>, keep_address: bool, engine: &mut Engine) -> io::Result<Self> {
         let mut carrier = Self::without_sockets();
-        carrier.origins.keep_address = true;
+        carrier.origins.keep_address = keep_address;
         for socket in sockets {
             carrier.add(socket, engine)?;
         }
         Ok(carrier)
     }
 
-    /// For those who begin.
-    pub(super) fn without_sockets() -> Self {
+    fn without_sockets() -> Self {
         Self {
             wires: BTreeMap::new(),
             last_number: 0,
@@ -245,6 +244,25 @@ impl Carrier {
             }
         }
         true
+    }
+
+    /// Sends one datagram from a socket, or from the one that `to` is reached by, beside all that is queued. With `ttl` it goes so
+    /// many hops. It may be lost, as on its way.
+    pub(super) fn send_aside(&mut self, wire: Option<u32>, to: SocketAddr, ttl: Option<u8>, bytes: &[u8]) {
+        let origin = self.origins.get(to).filter(|origin| wire.is_none_or(|wire| wire == origin.wire));
+        let number = wire.or(origin.map(|origin| origin.wire)).or_else(|| self.first_wire(to));
+        let Some(wire) = number.and_then(|number| self.wires.get_mut(&number)) else { return };
+        let from = origin.and_then(|origin| origin.to);
+        let batch = Batch { bytes, segment_bytes: bytes.len(), to, from, whole: false };
+        let sent = match ttl {
+            Some(ttl) => {
+                udp::with_ttl(wire.socket.as_fd(), ttl, to.is_ipv4(), |socket| wire.outlet.send(socket, &batch))
+            }
+            None => wire.outlet.send(wire.socket.as_fd(), &batch),
+        };
+        if let Err(error) = sent {
+            tracing::trace!(%error, %to, "a datagram cannot be sent");
+        }
     }
 
     /// Gives `leaving` to the tunnel that carries flows. Without one it is lost.

@@ -8,18 +8,22 @@
 //! new, and then everything that is to be sent, so that one turn's acknowledgements and data leave together. Each step has a
 //! budget; what is left waits for the next turn.
 //!
-//! Deliberately absent: how two ends find each other when neither can be reached. The visitor needs an address of the provider.
+//! Where neither end has an address that the other could know, both have a tunnel to a rendezvous (`via`), and their own tunnel
+//! begins as a flow in it. The carrier knows the difference, and tunnels do not.
 
 mod carrier;
 mod links;
+mod meeting;
 mod peers;
 mod provider;
+mod pulse;
 mod reach;
 mod sessions;
 mod settings;
 mod status;
 mod stream;
 mod streams;
+mod via;
 mod visitor;
 
 use std::io;
@@ -29,15 +33,17 @@ use std::time::{Duration, Instant};
 
 use crate::engine::{Engine, Event, Token};
 use crate::names::{self, Found, Names};
+use crate::proto::rendezvous::client::Haste;
 use crate::proto::timers::Timers;
-use crate::proto::token::Keyring;
+use crate::proto::token::{Keyring, Secret};
 use crate::proto::tunnel;
 use crate::sys::{clock, udp};
 use crate::tcp::accept;
 use carrier::Carrier;
+use meeting::Meeting;
 use peers::{PeerId, Peers};
 use provider::Provider;
-pub use settings::{Kcptun, Mode, Protocol, Provided, Role, Settings, Visited};
+pub use settings::{Kcptun, Mode, Paths, Protocol, Provided, Role, Settings, Via, Visited};
 pub use status::PeerStatus;
 use stream::{Ending, Joint};
 use streams::Streams;
@@ -47,6 +53,8 @@ use visitor::Visitor;
 #[derive(Debug)]
 pub struct Udp {
     end: End,
+    /// Where the peers meet, if they do not know each other's addresses.
+    meeting: Option<Box<Meeting>>,
     streams: Streams,
     carrier: Carrier,
     /// Something may have been left over by the last turn.
@@ -67,9 +75,12 @@ enum End {
 struct Context {
     engine: Engine,
     peers: Peers,
+    names: Names<Asker>,
     timers: Timers,
     /// The first is the visitor's; a provider serves under all of them.
     keys: Vec<Arc<tunnel::Key>>,
+    /// That of the rendezvous.
+    via_key: Option<Arc<tunnel::Key>>,
     settings: Settings,
     /// For bytes on their way within a call.
     scratch: Box<[u8]>,
@@ -87,10 +98,10 @@ struct Key {
     generation: u32,
 }
 
-/// Who asks for an address: a service's attempt to reach its provider.
+/// Who asks for an address: a service's attempt to reach its provider, or without a service the attempt to reach the rendezvous.
 #[derive(Clone, Copy, Debug)]
 pub struct Asker {
-    service: usize,
+    service: Option<usize>,
     attempt: u32,
 }
 
@@ -127,11 +138,14 @@ impl Udp {
         let now = clock::now();
         let mut seed = [0; 32];
         getrandom::fill(&mut seed)?;
+        let (tunnel_keys, via_key) = tunnel_keys(&keys, settings.via.as_ref());
         let mut context = Context {
             engine,
             peers: settings.peers(&keys, seed),
+            names,
             timers: Timers::new(now),
-            keys: tunnel_keys(&keys),
+            keys: tunnel_keys,
+            via_key,
             settings,
             scratch: vec![0; udp::RECEIVE_BYTES].into(),
             datagram: Vec::with_capacity(udp::RECEIVE_BYTES),
@@ -140,16 +154,18 @@ impl Udp {
         };
         let (end, carrier) = match context.settings.role.clone() {
             Role::Provide(services) => {
-                let carrier = Carrier::on(sockets, &mut context.engine)?;
+                let carrier = Carrier::on(sockets, context.settings.via.is_none(), &mut context.engine)?;
                 (End::Provider(Box::new(Provider::new(services, &mut context))), carrier)
             }
             Role::Visit(services) => {
-                let visitor = Visitor::new(services, sockets, names, &mut context)?;
-                (End::Visitor(Box::new(visitor)), Carrier::without_sockets())
+                let mut sockets = sockets.into_iter();
+                let visitor = Visitor::new(services, &mut sockets, &mut context)?;
+                (End::Visitor(Box::new(visitor)), Carrier::on(sockets.collect(), false, &mut context.engine)?)
             }
         };
+        let meeting = Meeting::new(&context)?.map(Box::new);
         let streams = Streams::default();
-        Ok(Self { end, streams, carrier, crowded: true, events: Vec::new(), heard: Vec::new(), context })
+        Ok(Self { end, meeting, streams, carrier, crowded: true, events: Vec::new(), heard: Vec::new(), context })
     }
 
     /// Games under way, and connections that wait for a tunnel. A game whose connection here is closed is under way until the
@@ -178,6 +194,9 @@ impl Udp {
             End::Provider(provider) => provider.drain(&mut self.context),
             End::Visitor(visitor) => visitor.drain(&mut self.streams, &mut self.context),
         }
+        if let Some(meeting) = &mut self.meeting {
+            meeting.drain();
+        }
     }
 
     /// Ends all games now.
@@ -192,6 +211,10 @@ impl Udp {
             End::Provider(provider) => provider.leave(&mut self.context),
             End::Visitor(visitor) => visitor.leave(&mut self.context),
         }
+        self.transmit(); // what goes through the rendezvous goes before the goodbye to it
+        if let Some(meeting) = &mut self.meeting {
+            meeting.via.leave(&mut self.context);
+        }
         self.transmit();
         self.carrier.close(&mut self.context.engine);
         // A ring lets go of sockets in its own time: whoever starts after us must find the port free.
@@ -202,7 +225,7 @@ impl Udp {
     pub fn reload(&mut self, keys: Keyring, settings: Settings) {
         let is_same = settings.outline() == self.context.settings.outline();
         let role = if is_same { settings.role.clone() } else { self.context.settings.role.clone() };
-        self.context.keys = tunnel_keys(&keys);
+        (self.context.keys, self.context.via_key) = tunnel_keys(&keys, settings.via.as_ref());
         let protocol = self.context.settings.protocol.clone();
         self.context.settings = Settings { role: role.clone(), protocol, ..settings };
         match (&mut self.end, role) {
@@ -214,10 +237,17 @@ impl Udp {
 
     /// The answer to a question for an address.
     pub fn handle_found(&mut self, found: Found<Asker>) {
-        if let End::Visitor(visitor) = &mut self.end {
-            visitor.handle_found(found);
-            self.crowded = true; // the next turn tries it
+        self.context.names.note_answer();
+        match (found.asker.service, &mut self.end) {
+            (None, _) => {
+                if let Some(meeting) = &mut self.meeting {
+                    meeting.handle_found(found);
+                }
+            }
+            (Some(service), End::Visitor(visitor)) => visitor.handle_found(service, found),
+            (Some(_), End::Provider(_)) => {}
         }
+        self.crowded = true; // the next turn tries it
     }
 
     /// One turn: waits for something to happen, at most for `patience`, and deals with it. Returns true when the runtime has
@@ -252,6 +282,7 @@ impl Udp {
                 visitor.is_busy()
             }
         };
+        self.meet();
         let more_to_send = self.transmit();
         self.crowded = more | self.streams.are_busy() | busy | more_to_send;
         Ok(runtime || self.asks_names())
@@ -267,14 +298,17 @@ impl Udp {
         let of_endpoint = self.context.peers.next_timeout().map(|at| self.context.origin + Duration::from_micros(at));
         // What has to be sent has to wait for a socket that is full.
         let of_endpoint = of_endpoint.map(|at| self.carrier.paused_until().map_or(at, |until| at.max(until)));
-        let earliest = [of_end, of_endpoint, self.context.timers.next_deadline(), self.carrier.paused_until()];
+        let of_meeting = self.meeting.as_ref().and_then(|meeting| meeting.deadline(&self.context));
+        let of_links = self.carrier.links.deadline();
+        let of_timers = self.context.timers.next_deadline();
+        let earliest = [of_end, of_endpoint, of_timers, self.carrier.paused_until(), of_meeting, of_links];
         let earliest = earliest.into_iter().flatten().min();
         let patience = if self.asks_names() { patience.min(names::RUNTIME_PAUSE) } else { patience };
         earliest.map_or(patience, |at| at.saturating_duration_since(now).min(patience))
     }
 
     fn asks_names(&self) -> bool {
-        matches!(&self.end, End::Visitor(visitor) if visitor.asks_names())
+        self.context.names.asking()
     }
 
     fn handle_event(&mut self, event: Event, token: Token) {
@@ -315,15 +349,32 @@ impl Udp {
                 heard.push(tunnel);
             }
         });
-        for tunnel in self.heard.drain(..) {
-            if let End::Visitor(visitor) = &mut self.end {
-                visitor.note_heard(tunnel, &self.context);
-            }
-        }
+        self.note_heard();
         if self.context.peers.next_timeout().is_some_and(|at| at <= now) {
             self.context.peers.handle_timeout(now);
         }
         more
+    }
+
+    fn note_heard(&mut self) {
+        for tunnel in self.heard.drain(..) {
+            match (&mut self.meeting, &mut self.end) {
+                (Some(meeting), _) if meeting.via.is(tunnel) => meeting.via.note_heard(tunnel, &self.context),
+                (_, End::Visitor(visitor)) => visitor.note_heard(tunnel, &self.context),
+                (_, End::Provider(_)) => {}
+            }
+        }
+    }
+
+    /// What is to be done at the rendezvous.
+    fn meet(&mut self) {
+        let Self { end, meeting: Some(meeting), streams, carrier, context, .. } = self else { return };
+        meeting.turn(haste(end, streams), carrier, context);
+        while let Some((service, flow)) = meeting.poll_flow(context) {
+            if let End::Visitor(visitor) = end {
+                visitor.note_flow(service, flow, context);
+            }
+        }
     }
 
     /// What the peers say.
@@ -334,13 +385,16 @@ impl Udp {
     }
 
     fn hear_peer(&mut self, peer: PeerId, event: peers::Event) {
+        if self.meeting.as_ref().is_some_and(|meeting| meeting.via.is(peer)) {
+            return self.hear_rendezvous(peer, event);
+        }
         let Self { end, streams, context, .. } = self;
         let joint = |stream| Joint { peer, stream };
         match (event, end) {
             (peers::Event::Established, End::Provider(provider)) => provider.note_established(peer, context),
             (peers::Event::Established, End::Visitor(visitor)) => visitor.note_established(peer, streams, context),
-            (peers::Event::Answered, End::Provider(provider)) => provider.note_established(peer, context),
-            (peers::Event::Answered, End::Visitor(_)) => tracing::info!("peer reached"),
+            (peers::Event::Confirmed, End::Provider(provider)) => provider.note_established(peer, context),
+            (peers::Event::Confirmed, End::Visitor(_)) => tracing::info!("peer reached"),
             (peers::Event::Lost(reason), End::Provider(provider)) => provider.note_lost(peer, reason, streams, context),
             (peers::Event::Lost(reason), End::Visitor(visitor)) => visitor.note_lost(peer, reason, streams, context),
             (peers::Event::Opened { stream, port, player }, End::Provider(provider)) => {
@@ -358,6 +412,42 @@ impl Udp {
             }
             (peers::Event::Datagrams, End::Provider(provider)) => provider.deliver(peer, streams, context),
             (peers::Event::Datagrams, End::Visitor(visitor)) => visitor.deliver(peer, context),
+            (
+                peers::Event::Told
+                | peers::Event::Probed { .. }
+                | peers::Event::Answered { .. }
+                | peers::Event::Observed { .. }
+                | peers::Event::Moved { .. },
+                _,
+            ) => {}
+        }
+    }
+
+    fn hear_rendezvous(&mut self, peer: PeerId, event: peers::Event) {
+        let Self { end, meeting: Some(meeting), streams, carrier, context, heard, .. } = self else { return };
+        let (haste, via) = (haste(end, streams), &mut meeting.via);
+        match event {
+            peers::Event::Established => via.note_established(peer, carrier, context),
+            peers::Event::Lost(_) => via.note_lost(peer, haste, carrier, context),
+            peers::Event::Readable(_) => via.hear(haste, carrier, context),
+            peers::Event::Ended { .. } | peers::Event::Reset(..) => via.note_lost(peer, haste, carrier, context),
+            peers::Event::Datagrams => {
+                via.deliver(context, |peer| {
+                    if heard.last() != Some(&peer) {
+                        heard.push(peer);
+                    }
+                });
+                self.note_heard();
+            }
+            peers::Event::Answered { from, .. } => via.note_answered(peer, from, context),
+            // It speaks in every turn.
+            peers::Event::Writable(_) => {}
+            peers::Event::Confirmed
+            | peers::Event::Opened { .. }
+            | peers::Event::Told
+            | peers::Event::Probed { .. }
+            | peers::Event::Observed { .. }
+            | peers::Event::Moved { .. } => {}
         }
     }
 
@@ -368,7 +458,29 @@ impl Udp {
     }
 }
 
-/// What tunnels make of the secrets.
-fn tunnel_keys(keys: &Keyring) -> Vec<Arc<tunnel::Key>> {
-    keys.secrets().iter().map(|secret| Arc::new(tunnel::Key::from_secret(secret.bytes()))).collect()
+/// What tunnels make of the secrets: the keys that the peers share, and the one of the rendezvous.
+fn tunnel_keys(keys: &Keyring, via: Option<&Via>) -> (Vec<Arc<tunnel::Key>>, Option<Arc<tunnel::Key>>) {
+    let key = |secret: &Secret| Arc::new(tunnel::Key::from_secret(secret.bytes()));
+    let mut keys: Vec<_> = keys.secrets().iter().map(key).collect();
+    match via {
+        None => (keys, None),
+        Some(via) if via.has_own_secret => {
+            let own = keys.pop();
+            (keys, own)
+        }
+        Some(_) => {
+            let shared = keys.first().cloned();
+            (keys, shared)
+        }
+    }
+}
+
+/// How soon the rendezvous would be missed.
+fn haste(end: &End, streams: &mut Streams) -> Haste {
+    match end {
+        End::Visitor(visitor) if visitor.is_waited_for(streams) => Haste::AtOnce,
+        End::Visitor(visitor) if streams.len() + visitor.sessions() > 0 => Haste::Streaming,
+        End::Provider(provider) if streams.len() + provider.sessions() > 0 => Haste::Streaming,
+        End::Visitor(_) | End::Provider(_) => Haste::Calm,
+    }
 }

@@ -52,7 +52,7 @@ pub(super) enum Event {
     /// Streams and datagrams may begin. The peer has proved that it knows the secret; one of kcptun has not.
     Established,
     /// One of kcptun is there, after all.
-    Answered,
+    Confirmed,
     Lost(Loss),
     Opened {
         stream: StreamId,
@@ -68,6 +68,26 @@ pub(super) enum Event {
     },
     Reset(StreamId, ResetReason),
     Datagrams,
+    /// The peer's owner has told something.
+    Told,
+    /// The peer looks for other ways, from there.
+    Probed {
+        from: SocketAddr,
+    },
+    /// Another way to the peer works.
+    Answered {
+        from: SocketAddr,
+        rtt_us: u64,
+    },
+    /// How the rendezvous sees us.
+    Observed {
+        token: tunnel::Token,
+        address: SocketAddr,
+    },
+    /// The peer has moved, and what is for it goes after it.
+    Moved {
+        to: SocketAddr,
+    },
 }
 
 /// Why a peer is gone.
@@ -165,6 +185,14 @@ impl Peers {
         }
     }
 
+    /// One of our own kind.
+    pub(super) fn tunnel(&mut self, id: PeerId) -> Option<&mut tunnel::Tunnel> {
+        match self.get(id)? {
+            Peer::Tunnel(tunnel) => Some(tunnel),
+            Peer::Kcptun(..) => None,
+        }
+    }
+
     pub(super) fn handle_datagram(&mut self, now: u64, from: SocketAddr, datagram: &mut [u8]) -> Option<PeerId> {
         match self {
             Self::Tunnels(endpoint) => endpoint.handle_datagram(now, from, datagram).map(PeerId::Tunnel),
@@ -232,19 +260,19 @@ fn of_tunnel(event: tunnel::Event) -> Option<Event> {
         tunnel::Event::Writable(stream) => Event::Writable(StreamId::Tunnel(stream)),
         tunnel::Event::Ended(stream) => Event::Ended { stream: StreamId::Tunnel(stream), deaf: false },
         tunnel::Event::Reset(stream, reason) => Event::Reset(StreamId::Tunnel(stream), reason),
-        tunnel::Event::Forgotten(_)
-        | tunnel::Event::Told
-        | tunnel::Event::Probed { .. }
-        | tunnel::Event::Answered { .. }
-        | tunnel::Event::Observed { .. }
-        | tunnel::Event::Moved { .. } => return None,
+        tunnel::Event::Forgotten(_) => return None,
         tunnel::Event::Datagrams => Event::Datagrams,
+        tunnel::Event::Told => Event::Told,
+        tunnel::Event::Probed { from } => Event::Probed { from },
+        tunnel::Event::Answered { from, rtt_us } => Event::Answered { from, rtt_us },
+        tunnel::Event::Observed { token, address } => Event::Observed { token, address },
+        tunnel::Event::Moved { to } => Event::Moved { to },
     })
 }
 
 fn of_kcptun(event: kcptun::Event) -> Option<Event> {
     Some(match event {
-        kcptun::Event::Established => Event::Answered,
+        kcptun::Event::Established => Event::Confirmed,
         kcptun::Event::Lost(reason) => Event::Lost(Loss::Kcptun(reason)),
         kcptun::Event::Opened(stream) => Event::Opened { stream: StreamId::Kcptun(stream), port: 0, player: None },
         kcptun::Event::Readable(stream) => Event::Readable(StreamId::Kcptun(stream)),

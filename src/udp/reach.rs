@@ -4,6 +4,8 @@
 //! ends after a while; the pause between attempts grows. A player who comes while there is no tunnel makes it begin at once.
 //! A peer that leaves what it was asked unanswered may have been restarted: a new tunnel is tried beside the old one, which
 //! ends when the new one is there and the old one is still silent.
+//!
+//! A provider that is met at a rendezvous has one address, its flow, while the rendezvous knows it; else there is nobody to try.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -11,16 +13,19 @@ use std::time::{Duration, Instant};
 
 use super::carrier::Carrier;
 use super::peers::{Loss, PeerId};
+use super::pulse::Pulse;
 use super::settings::Visited;
 use super::{Asker, Context};
 use crate::limits;
-use crate::names::{Names, alternate};
+use crate::names::alternate;
 use crate::proto::target::Target;
 use crate::proto::tunnel::CloseReason;
 
 #[derive(Debug)]
 pub(super) struct Reach {
     service: usize,
+    /// Where the rendezvous has it.
+    flow: Option<SocketAddr>,
     up: Option<Up>,
     attempt: Option<Attempt>,
     /// When the next attempt begins, if nobody asks for it before.
@@ -40,11 +45,7 @@ pub(super) struct Reach {
 #[derive(Debug)]
 struct Up {
     tunnel: PeerId,
-    heard_at: Instant,
-    /// Datagrams sent so far.
-    sent: u64,
-    /// When something was first sent that the peer has had no reason to wait for.
-    asked_at: Option<Instant>,
+    pulse: Pulse,
 }
 
 #[derive(Debug)]
@@ -74,6 +75,7 @@ impl Reach {
     pub(super) fn new(service: usize, now: Instant) -> Self {
         Self {
             service,
+            flow: None,
             up: None,
             attempt: None,
             retry_at: now,
@@ -102,32 +104,48 @@ impl Reach {
     }
 
     fn suspect_at(&self) -> Option<Instant> {
-        Some(self.up.as_ref()?.asked_at? + limits::PEER_SUSPECT)
+        Some(self.up.as_ref()?.pulse.asked_at()? + limits::PEER_SUSPECT)
+    }
+
+    /// The rendezvous has found the provider, or lost it. What there is with it goes on; a tunnel there is shown to be alive, or
+    /// a new one is tried: the provider may be another than before.
+    pub(super) fn note_flow(&mut self, flow: Option<SocketAddr>, visited: &Visited, context: &mut Context) {
+        self.flow = flow;
+        match &mut self.up {
+            _ if flow.is_none() => {}
+            Some(up) => {
+                let now = context.now_us();
+                up.pulse.ask(context);
+                if let Some(tunnel) = context.peers.tunnel(up.tunnel) {
+                    tunnel.announce_path(now);
+                }
+            }
+            None => {
+                self.give_up(context);
+                self.begin(visited, context);
+            }
+        }
     }
 
     /// A player has come and there is no tunnel: what has been under way for a while begins anew.
-    pub(super) fn hurry(&mut self, visited: &Visited, names: &Names<Asker>, context: &mut Context) {
+    pub(super) fn hurry(&mut self, visited: &Visited, context: &mut Context) {
         match &self.attempt {
             Some(attempt) if context.now < attempt.began + limits::REACH_STALE => {}
             Some(_) => {
                 self.give_up(context);
-                self.begin(visited, names, context);
+                self.begin(visited, context);
             }
-            None => self.begin(visited, names, context),
+            None => self.begin(visited, context),
         }
     }
 
-    pub(super) fn step(
-        &mut self,
-        visited: &Visited,
-        names: &Names<Asker>,
-        carrier: &mut Carrier,
-        context: &mut Context,
-    ) {
-        self.watch_peer(context);
+    pub(super) fn step(&mut self, visited: &Visited, carrier: &mut Carrier, context: &mut Context) {
+        if let Some(up) = &mut self.up {
+            up.pulse.look(context);
+        }
         let now = context.now;
         if self.attempt.is_none() && self.deadline().is_some_and(|at| at <= now) {
-            self.begin(visited, names, context);
+            self.begin(visited, context);
         }
         self.try_addresses(visited, carrier, context);
         if self.attempt.as_ref().is_some_and(|attempt| attempt.ends <= now) {
@@ -142,7 +160,8 @@ impl Reach {
             return;
         }
         self.told = true;
-        let (service, peer) = (visited.name, &visited.peer);
+        // Where it is met at a rendezvous, that tells who is not there.
+        let (service, Some(peer)) = (visited.name, &visited.peer) else { return };
         let wait = limits::TUNNEL_WAIT.as_secs();
         if self.nameless {
             tracing::warn!(%service, %peer, "no address is known for the provider's name. Trying on; players wait up to {wait} s");
@@ -155,13 +174,15 @@ impl Reach {
         }
     }
 
-    fn begin(&mut self, visited: &Visited, names: &Names<Asker>, context: &Context) {
+    fn begin(&mut self, visited: &Visited, context: &Context) {
         self.attempts = self.attempts.wrapping_add(1);
         let untried = match &visited.peer {
-            Target::Address(address) => Some(VecDeque::from([*address])),
-            Target::Name { host, .. } => {
+            None => Some(self.flow.into_iter().collect()),
+            Some(Target::Address(address)) => Some(VecDeque::from([*address])),
+            Some(Target::Name { host, .. }) => {
                 self.nameless = true;
-                names.ask(Asker { service: self.service, attempt: self.attempts }, host, limits::REACH_TIMEOUT);
+                let asker = Asker { service: Some(self.service), attempt: self.attempts };
+                context.names.ask(asker, host, limits::REACH_TIMEOUT);
                 None
             }
         };
@@ -171,7 +192,7 @@ impl Reach {
     }
 
     pub(super) fn note_found(&mut self, asker: Asker, addresses: Vec<std::net::IpAddr>, visited: &Visited) {
-        let Target::Name { port, .. } = visited.peer else { return };
+        let Some(Target::Name { port, .. }) = visited.peer else { return };
         let Some(attempt) = self.attempt.as_mut().filter(|_| asker.attempt == self.attempts) else { return };
         self.nameless = addresses.is_empty();
         attempt.untried = Some(alternate(addresses).map(|ip| SocketAddr::new(ip, port)).collect());
@@ -213,18 +234,8 @@ impl Reach {
     /// The peer was heard in this tunnel.
     pub(super) fn note_heard(&mut self, tunnel: PeerId, context: &Context) {
         if let Some(up) = self.up.as_mut().filter(|up| up.tunnel == tunnel) {
-            (up.heard_at, up.asked_at) = (context.now, None);
+            up.pulse.note_heard(context);
         }
-    }
-
-    /// Whether the peer has been asked something. What leaves just after it was heard may be no more than an acknowledgement.
-    fn watch_peer(&mut self, context: &mut Context) {
-        let Some(up) = &mut self.up else { return };
-        let sent = sent(up.tunnel, context);
-        if sent > up.sent && up.heard_at + limits::PEER_GRACE <= context.now {
-            up.asked_at.get_or_insert(context.now);
-        }
-        up.sent = sent;
     }
 
     pub(super) fn note_established(&mut self, tunnel: PeerId, visited: &Visited, context: &mut Context) -> Change {
@@ -234,7 +245,7 @@ impl Reach {
         for racer in attempt.racers.into_iter().filter(|racer| *racer != tunnel) {
             context.peers.close(racer, CloseReason::Done);
         }
-        if self.up.as_ref().is_some_and(|up| up.asked_at.is_none()) {
+        if self.up.as_ref().is_some_and(|up| up.pulse.asked_at().is_none()) {
             context.peers.close(tunnel, CloseReason::Done); // the old one is alive after all
             return Change::None;
         }
@@ -242,8 +253,7 @@ impl Reach {
         if let Some(old) = replaced {
             context.peers.close(old, CloseReason::Done);
         }
-        let sent = sent(tunnel, context);
-        self.up = Some(Up { tunnel, heard_at: context.now, sent, asked_at: None });
+        self.up = Some(Up { tunnel, pulse: Pulse::new(tunnel, context) });
         (self.pause, self.told) = (Duration::ZERO, false);
         let after = if replaced.is_some() { attempt.began } else { self.down_since };
         // A peer without a handshake has not answered yet.
@@ -273,9 +283,4 @@ impl Reach {
             context.peers.close(up.tunnel, CloseReason::Leaving);
         }
     }
-}
-
-/// Datagrams sent so far.
-fn sent(tunnel: PeerId, context: &mut Context) -> u64 {
-    context.peers.get(tunnel).and_then(|tunnel| tunnel.sent()).unwrap_or(0)
 }

@@ -16,6 +16,8 @@ use crate::sys;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
     pub role: Role,
+    /// Where the peers meet. `None`: a visitor knows where the provider is.
+    pub via: Option<Via>,
     pub protocol: Protocol,
     pub mode: Mode,
     /// Bytes a second that bulk may take. `None`: as many as the path bears.
@@ -50,12 +52,35 @@ pub struct Kcptun {
     pub mtu: usize,
 }
 
+/// A rendezvous.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Via {
+    pub host: Target,
+    pub paths: Paths,
+    /// The last of the secrets is for it alone; else it has the first.
+    pub has_own_secret: bool,
+}
+
+/// Which paths between two peers may be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Paths {
+    /// Through the rendezvous at once, and directly as soon as that works
+    #[default]
+    Auto,
+    /// Directly or not at all
+    Direct,
+    /// Through the rendezvous alone: peers do not learn each other's addresses
+    Relay,
+}
+
 /// Which end of the tunnels this is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Role {
     /// All sockets of the worker carry tunnels.
     Provide(Vec<Provided>),
     /// The sockets of the worker are for players: for each service in turn, first those for TCP, then those for UDP.
+    /// Further ones carry tunnels.
     Visit(Vec<Visited>),
 }
 
@@ -73,7 +98,8 @@ pub struct Provided {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Visited {
     pub name: ServiceName,
-    pub peer: Target,
+    /// `None`: it is met at the rendezvous.
+    pub peer: Option<Target>,
     /// Number of sockets for players.
     pub tcp: usize,
     pub udp: usize,
@@ -121,7 +147,7 @@ impl Settings {
             }
             Role::Visit(services) => services.iter().map(|of| service(&of.name, of.tcp, of.udp)).collect(),
         };
-        format!("{:?}: {}", self.protocol, services.join(", "))
+        format!("{:?} {:?}: {}", self.protocol, self.via, services.join(", "))
     }
 
     pub(super) fn peers(&self, keys: &Keyring, seed: [u8; 32]) -> Peers {

@@ -17,7 +17,7 @@ use super::streams::Streams;
 use super::{Asker, Context, Key};
 use crate::engine::{Event, Token};
 use crate::limits;
-use crate::names::{Found, Names};
+use crate::names::Found;
 use crate::sys::socket;
 use crate::sys::udp::{self, Batch, Outlet, Received};
 use crate::tcp::accept::{self, Doors};
@@ -29,7 +29,6 @@ const BATCHES_PER_TURN: usize = 16;
 pub(super) struct Visitor {
     services: Vec<Visited>,
     reaches: Vec<Reach>,
-    names: Names<Asker>,
     doors: Doors,
     /// Service and port of each listener.
     ports: Vec<(usize, u8)>,
@@ -61,12 +60,10 @@ struct Player {
 impl Visitor {
     pub(super) fn new(
         services: Vec<Visited>,
-        sockets: Vec<OwnedFd>,
-        names: Names<Asker>,
+        sockets: &mut impl Iterator<Item = OwnedFd>,
         context: &mut Context,
     ) -> io::Result<Self> {
         let (mut listeners, mut ports, mut arenas) = (Vec::new(), Vec::new(), Vec::new());
-        let mut sockets = sockets.into_iter();
         for (service, visited) in services.iter().enumerate() {
             for (port, socket) in (0..).zip(sockets.by_ref().take(visited.tcp)) {
                 listeners.push(socket);
@@ -84,7 +81,6 @@ impl Visitor {
             reaches: (0..services.len()).map(|service| Reach::new(service, context.now)).collect(),
             waiting: services.iter().map(|_| VecDeque::new()).collect(),
             services,
-            names,
             doors,
             ports,
             crowded: false,
@@ -110,10 +106,6 @@ impl Visitor {
     /// Somebody may still be waiting at a door.
     pub(super) fn is_busy(&self) -> bool {
         self.crowded || self.arenas.iter().any(|arena| arena.readable)
-    }
-
-    pub(super) fn asks_names(&self) -> bool {
-        self.names.asking()
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -145,9 +137,7 @@ impl Visitor {
         }
     }
 
-    pub(super) fn handle_found(&mut self, found: Found<Asker>) {
-        self.names.note_answer();
-        let service = found.asker.service;
+    pub(super) fn handle_found(&mut self, service: usize, found: Found<Asker>) {
         if let (Some(reach), Some(visited)) = (self.reaches.get_mut(service), self.services.get(service)) {
             reach.note_found(found.asker, found.addresses, visited);
         }
@@ -163,7 +153,7 @@ impl Visitor {
         self.hear_players(context);
         self.players.sweep(context.now, self.closing, |_, _| {});
         for (reach, visited) in self.reaches.iter_mut().zip(&self.services) {
-            reach.step(visited, &self.names, carrier, context);
+            reach.step(visited, carrier, context);
         }
     }
 
@@ -195,7 +185,7 @@ impl Visitor {
             None => {
                 self.waiting[service].retain(|key| streams.get(*key).is_some());
                 self.waiting[service].push_back(key);
-                self.reaches[service].hurry(&self.services[service], &self.names, context);
+                self.reaches[service].hurry(&self.services[service], context);
                 streams.advance(key.slot, context); // sets its deadline
             }
         }
@@ -236,7 +226,7 @@ impl Visitor {
         let Some((session, known)) = self.players.get_or_insert(key, context.now, |_| Some(player)) else { return };
         *known = player;
         let Some(id) = self.reaches[service].tunnel() else {
-            return self.reaches[service].hurry(&self.services[service], &self.names, context);
+            return self.reaches[service].hurry(&self.services[service], context);
         };
         let Some(mut tunnel) = context.peers.get(id) else { return };
         if received.bytes == 0 {
@@ -259,6 +249,18 @@ impl Visitor {
             let batch = Batch { bytes, segment_bytes: bytes.len(), to, from: player.to, whole: false };
             let _ = outlet.send(socket.as_fd(), &batch); // lost, as on any bad network
         }
+    }
+
+    /// The rendezvous has found the provider of a service, or lost it.
+    pub(super) fn note_flow(&mut self, service: usize, flow: Option<SocketAddr>, context: &mut Context) {
+        if let (Some(reach), Some(visited)) = (self.reaches.get_mut(service), self.services.get(service)) {
+            reach.note_flow(flow, visited, context);
+        }
+    }
+
+    /// Players wait for a tunnel.
+    pub(super) fn is_waited_for(&self, streams: &mut Streams) -> bool {
+        self.waiting.iter().flatten().any(|key| streams.get(*key).is_some())
     }
 
     pub(super) fn note_established(&mut self, tunnel: PeerId, streams: &mut Streams, context: &mut Context) {

@@ -97,6 +97,14 @@ impl Tunnel {
         }
     }
 
+    /// Tells the peer once more where its packets are to go: it may have lost the way.
+    pub fn announce_path(&mut self, now: u64) {
+        self.now = now;
+        if self.phase == Phase::Open {
+            self.path.announce(now);
+        }
+    }
+
     pub(super) fn on_probed(&mut self, from: SocketAddr, token: Token) {
         self.path.answer(from, Frame::Response(token));
         self.push_probed(Event::Probed { from });

@@ -115,6 +115,11 @@ impl Path {
         true
     }
 
+    /// Announces the path once more, although it is the same.
+    pub fn announce(&mut self, now: u64) {
+        self.announcement.get_or_insert(Announcement { leaving: Leaving::Alive, token: None, said: 0, say_at: now });
+    }
+
     /// A token to be sent along the path, and what became of the path before.
     pub fn take_announcement(
         &mut self,
