@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::sys::epoll::{Epoll as Set, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use super::{EVENTS_PER_TURN, Event, Readiness, Token};
+use super::{EVENTS_PER_TURN, Happened, Readiness, Token};
 
 #[derive(Debug)]
 pub(super) struct Epoll {
@@ -27,7 +27,11 @@ impl Epoll {
         Ok(self.set.add(socket, EpollEvent::new(interest, token.pack()))?)
     }
 
-    pub(super) fn wait(&mut self, patience: Duration, events: &mut Vec<Event>) -> io::Result<()> {
+    pub(super) fn release(&self, socket: BorrowedFd<'_>) {
+        let _ = self.set.delete(socket); // it is watched, or was never
+    }
+
+    pub(super) fn wait(&mut self, patience: Duration, happened: &mut Happened) -> io::Result<()> {
         let n = match self.wait_finely(patience) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
                 self.fine = false; // or forbidden by a seccomp profile that does not know it
@@ -41,7 +45,7 @@ impl Epoll {
         };
         for event in &self.ready[..n] {
             let news = Readiness::from_bits(event.events().bits().cast_unsigned());
-            events.push(Event::Ready(Token::unpack(event.data()), news));
+            happened.push_ready(Token::unpack(event.data()), news);
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use io_uring::squeue::Flags;
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 
-use super::{EVENTS_PER_TURN, Event, Kind, Readiness, Token};
+use super::{EVENTS_PER_TURN, Happened, Kind, Readiness, Token};
 
 /// Requests per submission. A full queue is submitted early, so this bounds nothing else.
 const SUBMISSIONS: u32 = 1024;
@@ -30,10 +30,10 @@ const COMPLETIONS_MAX: u32 = 65536;
 /// Pieces of work that the kernel does in one call at most, unless it is asked to wait for more (since Linux 6.13).
 const BATCH: u32 = 20;
 
-/// What the four low bits of `user_data` say.
+/// What the three low bits of `user_data` say.
 const OP_WATCH: u64 = 0;
 const OP_FORGET: u64 = 1;
-const OP_MASK: u64 = 15;
+const OP_MASK: u64 = 7;
 
 pub(super) struct Uring {
     ring: IoUring,
@@ -67,6 +67,10 @@ impl Uring {
         drop(socket);
     }
 
+    pub(super) fn release(&mut self, token: Token) {
+        self.remove_watch(token.pack() | OP_WATCH);
+    }
+
     fn remove_watch(&mut self, watch: u64) {
         let remove = opcode::PollRemove::new(watch).build().flags(Flags::SKIP_SUCCESS);
         if let Err(error) = self.push(remove.user_data(watch | OP_FORGET)) {
@@ -74,39 +78,39 @@ impl Uring {
         }
     }
 
-    pub(super) fn wait(&mut self, patience: Duration, events: &mut Vec<Event>) -> io::Result<()> {
+    pub(super) fn wait(&mut self, patience: Duration, happened: &mut Happened) -> io::Result<()> {
         if patience.is_zero() || !self.ring.completion().is_empty() {
             // Who does not wait is busy, and asks until everything has been told: the kernel tells little at a time.
-            while self.look(events)? >= BATCH && events.len() < EVENTS_PER_TURN {}
+            while self.look(happened)? >= BATCH && happened.len() < EVENTS_PER_TURN {}
         } else {
             let patience = types::Timespec::from(patience);
             tolerate(self.ring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&patience)))?;
-            self.take(events);
+            self.take(happened);
         }
         Ok(())
     }
 
     /// Submits, and takes what has happened without waiting; returns how much that was.
-    fn look(&mut self, events: &mut Vec<Event>) -> io::Result<u32> {
+    fn look(&mut self, happened: &mut Happened) -> io::Result<u32> {
         let requests = u32::try_from(self.ring.submission().len()).unwrap_or(SUBMISSIONS);
         // SAFETY: the queue holds `requests` requests, see `push`, and no signal mask is given. (The crate's `submit` leaves
         // GETEVENTS out when a flag says that nothing is to be done, and the flag does not speak of leftovers.)
         let entered =
             unsafe { self.ring.submitter().enter::<libc::sigset_t>(requests, 0, EnterFlags::GETEVENTS.bits(), None) };
         tolerate(entered)?;
-        Ok(self.take(events))
+        Ok(self.take(happened))
     }
 
-    fn take(&mut self, events: &mut Vec<Event>) -> u32 {
+    fn take(&mut self, happened: &mut Happened) -> u32 {
         let mut taken = 0;
         loop {
             let Some(completion) = self.ring.completion().next() else { return taken };
-            self.complete(&completion, events);
+            self.complete(&completion, happened);
             taken += 1;
         }
     }
 
-    fn complete(&mut self, completion: &cqueue::Entry, events: &mut Vec<Event>) {
+    fn complete(&mut self, completion: &cqueue::Entry, happened: &mut Happened) {
         let (token, more) = (Token::unpack(completion.user_data()), cqueue::more(completion.flags()));
         let result = completion.result();
         match completion.user_data() & OP_MASK {
@@ -117,9 +121,9 @@ impl Uring {
                 let mut news = Readiness::from_bits(bits);
                 news.perhaps_urgent = news.urgent && !news.writable;
                 news.urgent &= news.writable;
-                events.push(Event::Ready(token, news));
+                happened.push_ready(token, news);
                 if !more {
-                    events.push(Event::Disarmed(token));
+                    happened.push_disarmed(token);
                 }
             }
             OP_FORGET if result == -libc::EALREADY => self.remove_watch(token.pack() | OP_WATCH),

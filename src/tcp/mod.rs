@@ -217,22 +217,17 @@ impl Tcp {
         self.context.settings = settings;
     }
 
-    /// One turn: waits for something to happen, at most for `patience`, and deals with it, with deadlines and with heavy
-    /// connections. Returns true when the runtime has something to do.
-    ///
-    /// # Errors
-    /// When the engine fails; the worker cannot go on.
-    pub fn turn(&mut self, patience: Duration) -> io::Result<bool> {
+    /// One turn: deals with what has happened, with deadlines and with heavy connections. True when the runtime has something
+    /// to do.
+    pub fn turn(&mut self) -> bool {
         let mut events = std::mem::take(&mut self.events);
-        let patience =
-            if self.heavy.is_empty() && !self.crowded { self.until_deadline(patience) } else { Duration::ZERO };
-        self.context.engine.wait(patience, &mut events)?;
+        self.context.engine.take(&mut events);
         self.context.now = sys::clock::now();
-        let (mut runtime, light_before) = (false, self.light_events);
+        let light_before = self.light_events;
         for event in events.drain(..) {
             match event {
-                Event::Runtime => runtime = true,
                 Event::Ready(token, _) | Event::Disarmed(token) => self.handle_event(event, token),
+                Event::Runtime => {}
             }
         }
         self.events = events;
@@ -244,7 +239,7 @@ impl Tcp {
         }
         self.serve_heavy(self.light_events == light_before);
         self.crowded = self.admit();
-        Ok(runtime || self.context.names.asking())
+        self.context.names.asking()
     }
 
     /// Gives heavy connections their share: all time that nobody else wants, and a little of the rest, so that a download delays
@@ -261,8 +256,12 @@ impl Tcp {
         }
     }
 
-    /// How long nothing needs to be done, at most `patience`.
-    fn until_deadline(&self, patience: Duration) -> Duration {
+    /// How long nothing needs to be done unless something happens, at most `patience`.
+    #[must_use]
+    pub fn patience(&self, patience: Duration) -> Duration {
+        if !self.heavy.is_empty() || self.crowded {
+            return Duration::ZERO;
+        }
         let earliest = self.context.timers.next_deadline().into_iter().chain(self.doors.deadline()).min();
         let patience = if self.context.names.asking() { patience.min(names::RUNTIME_PAUSE) } else { patience };
         earliest.map_or(patience, |at| at.saturating_duration_since(sys::clock::now()).min(patience))

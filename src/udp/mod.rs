@@ -250,21 +250,15 @@ impl Udp {
         self.crowded = true; // the next turn tries it
     }
 
-    /// One turn: waits for something to happen, at most for `patience`, and deals with it. Returns true when the runtime has
-    /// something to do.
-    ///
-    /// # Errors
-    /// When the engine fails; the worker cannot go on.
-    pub fn turn(&mut self, patience: Duration) -> io::Result<bool> {
+    /// One turn: deals with what has happened. True when the runtime has something to do.
+    pub fn turn(&mut self) -> bool {
         let mut events = std::mem::take(&mut self.events);
-        let patience = if self.crowded { Duration::ZERO } else { self.until_deadline(patience) };
-        self.context.engine.wait(patience, &mut events)?;
+        self.context.engine.take(&mut events);
         self.context.now = clock::now();
-        let mut runtime = false;
         for event in events.drain(..) {
             match event {
-                Event::Runtime => runtime = true,
                 Event::Ready(token, _) | Event::Disarmed(token) => self.handle_event(event, token),
+                Event::Runtime => {}
             }
         }
         self.events = events;
@@ -285,11 +279,15 @@ impl Udp {
         self.meet();
         let more_to_send = self.transmit();
         self.crowded = more | self.streams.are_busy() | busy | more_to_send;
-        Ok(runtime || self.asks_names())
+        self.asks_names()
     }
 
-    /// How long nothing needs to be done, at most `patience`.
-    fn until_deadline(&self, patience: Duration) -> Duration {
+    /// How long nothing needs to be done unless something happens, at most `patience`.
+    #[must_use]
+    pub fn patience(&self, patience: Duration) -> Duration {
+        if self.crowded {
+            return Duration::ZERO;
+        }
         let now = clock::now();
         let of_end = match &self.end {
             End::Provider(provider) => provider.deadline(),

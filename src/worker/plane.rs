@@ -24,6 +24,7 @@ pub enum Settings {
 
 #[derive(Debug)]
 pub(super) struct Plane {
+    engine: Engine,
     table: Table,
     draining: bool,
 }
@@ -44,30 +45,40 @@ impl Plane {
         keys: Keyring,
         settings: Settings,
     ) -> io::Result<Self> {
+        let watched = match &settings {
+            Settings::Gateway(settings) => 2 * settings.connections_max,
+            Settings::Tunnel(settings) => settings.connections_max,
+        };
+        let engine = Engine::new(engine, watched, runtime)?;
         let table = match settings {
             Settings::Gateway(settings) => {
-                let engine = Engine::new(engine, 2 * settings.connections_max, runtime)?;
                 let (names, found) = Names::new();
-                Table::Gateway(Box::new(Tcp::new(engine, sockets, names, keys, settings)?), found)
+                Table::Gateway(Box::new(Tcp::new(engine.clone(), sockets, names, keys, settings)?), found)
             }
             Settings::Tunnel(settings) => {
-                let engine = Engine::new(engine, settings.connections_max, runtime)?;
                 let (names, found) = Names::new();
-                Table::Tunnel(Box::new(Udp::new(engine, sockets, names, keys, settings)?), found)
+                Table::Tunnel(Box::new(Udp::new(engine.clone(), sockets, names, keys, settings)?), found)
             }
         };
-        Ok(Self { table, draining: false })
+        Ok(Self { engine, table, draining: false })
     }
 
-    /// One turn. True when the runtime has something to do.
+    /// One turn: waits for something to happen, at most for `patience`, and deals with it. True when the runtime has something
+    /// to do.
     ///
     /// # Errors
     /// When the engine fails; the worker cannot go on.
     pub(super) fn turn(&mut self, patience: Duration) -> io::Result<bool> {
-        match &mut self.table {
-            Table::Gateway(tcp, _) => tcp.turn(patience),
-            Table::Tunnel(udp, _) => udp.turn(patience),
-        }
+        let patience = match &self.table {
+            Table::Gateway(tcp, _) => tcp.patience(patience),
+            Table::Tunnel(udp, _) => udp.patience(patience),
+        };
+        let runtime = self.engine.wait_for_all(patience)?;
+        let asks = match &mut self.table {
+            Table::Gateway(tcp, _) => tcp.turn(),
+            Table::Tunnel(udp, _) => udp.turn(),
+        };
+        Ok(runtime || asks)
     }
 
     /// Games under way, and what is to become one.
