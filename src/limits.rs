@@ -152,6 +152,12 @@ pub const VIA_SUSPECT: Duration = Duration::from_secs(2);
 /// Pause before a flow that the rendezvous has refused is asked for again.
 pub const FLOW_PAUSE: Duration = Duration::from_secs(30);
 
+/// Rounds of punching at once: each has some sockets, up to 260 behind the worst of NATs, and takes a few seconds.
+pub const ROUNDS_MAX: usize = 8;
+
+/// From the first word about a change of addresses or routes until they are looked at: several come at once.
+pub const NETWORK_PAUSE: Duration = Duration::from_millis(100);
+
 /// Players of UDP games of a daemon, and how long a silent one is remembered: games send several datagrams a second, and NATs
 /// forget a mapping that is silent for 30 to 300 s.
 pub const SESSIONS_MAX: usize = 4096;

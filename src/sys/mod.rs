@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod control;
+pub mod network;
 pub mod pipe;
 pub mod process;
 pub mod socket;

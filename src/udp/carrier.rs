@@ -37,6 +37,8 @@ pub(super) struct Carrier {
     pub(super) links: Links,
     /// The tunnel that carries flows.
     pub(super) via: Option<PeerId>,
+    /// Those that were there from the beginning, and stay.
+    chosen: Vec<u32>,
     arrived: Box<[u8]>,
     leaving: Vec<u8>,
     /// What of `leaving` the socket had no room for, from a byte on.
@@ -64,6 +66,8 @@ struct Origins {
     last: Option<(SocketAddr, Origin)>,
     /// Answers leave from the address that was asked.
     keep_address: bool,
+    /// Its way is not learnt.
+    home: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +82,8 @@ impl Carrier {
         let mut carrier = Self::without_sockets();
         carrier.origins.keep_address = keep_address;
         for socket in sockets {
-            carrier.add(socket, engine)?;
+            let number = carrier.add(socket, engine)?;
+            carrier.chosen.push(number);
         }
         Ok(carrier)
     }
@@ -90,6 +95,7 @@ impl Carrier {
             origins: Origins::default(),
             links: Links::new(limits::LINKS_MAX),
             via: None,
+            chosen: Vec::new(),
             arrived: vec![0; udp::RECEIVE_BYTES].into(),
             leaving: Vec::with_capacity(udp::BATCH_BYTES_MAX),
             held: None,
@@ -132,8 +138,44 @@ impl Carrier {
         self.wires.iter().find(|(_, wire)| wire.is_ipv4 == peer.is_ipv4()).map(|(number, _)| *number)
     }
 
-    /// Closes one socket. Peers that were heard on it are answered by another.
+    /// One of those that the operator has chosen, of the family of `any`.
+    pub(super) fn chosen_wire(&self, any: IpAddr) -> Option<u32> {
+        let is_of_family = |number: &&u32| self.wires.get(number).is_some_and(|wire| wire.is_ipv4 == any.is_ipv4());
+        self.chosen.iter().find(is_of_family).copied()
+    }
+
+    /// The port of a socket.
+    pub(super) fn port(&self, number: u32) -> Option<u16> {
+        Some(socket::local_address(self.wires.get(&number)?.socket.as_fd()).ok()?.port())
+    }
+
+    /// Gives a socket the buffers of a tunnel.
+    pub(super) fn enlarge(&self, number: u32) {
+        if let Some(wire) = self.wires.get(&number) {
+            udp::enlarge_buffers(wire.socket.as_fd());
+        }
+    }
+
+    /// The socket on which a peer was last heard from there.
+    pub(super) fn wire_of(&self, from: SocketAddr) -> Option<u32> {
+        self.origins.of.get(&from).map(|origin| origin.wire)
+    }
+
+    /// Whether any peer was last heard on this socket.
+    pub(super) fn is_heard_on(&self, number: u32) -> bool {
+        self.origins.of.values().any(|origin| origin.wire == number)
+    }
+
+    /// The rendezvous answers questions on any socket, and is to be reached by the first alone.
+    pub(super) fn set_home(&mut self, home: Option<SocketAddr>) {
+        self.origins.home = home;
+    }
+
+    /// Closes one socket, unless it is to stay. Peers that were heard on it are answered by another.
     pub(super) fn remove(&mut self, number: u32, engine: &mut Engine) {
+        if self.chosen.contains(&number) {
+            return;
+        }
         if let Some(wire) = self.wires.remove(&number) {
             engine.forget(wire.socket, wire.token);
             self.origins.of.retain(|_, origin| origin.wire != number);
@@ -164,7 +206,7 @@ impl Carrier {
     }
 
     /// Hands out what has arrived, and names the peers it was for. True when there may be more.
-    pub(super) fn receive(&mut self, now: u64, peers: &mut Peers, mut heard: impl FnMut(PeerId)) -> bool {
+    pub(super) fn receive(&mut self, now: u64, peers: &mut Peers, mut heard: impl FnMut(PeerId, SocketAddr)) -> bool {
         for (number, wire) in &mut self.wires {
             for _ in 0..BATCHES_PER_TURN {
                 if !wire.readable {
@@ -186,17 +228,17 @@ impl Carrier {
                     let of = peers.handle_datagram(now, received.from, datagram);
                     if of.is_some() && of != whose {
                         whose = of;
-                        of.map(&mut heard);
+                        of.into_iter().for_each(|peer| heard(peer, received.from));
                     }
                 }
                 self.origins.note(received.from, Origin { wire: *number, to: received.to }, whose.is_some());
             }
         }
         self.links.receive(|number, packet| {
-            let is_offer = is_handshake(packet);
-            match peers.handle_datagram(now, Way::Link(number).into(), packet) {
+            let (is_offer, from) = (is_handshake(packet), Way::Link(number).into());
+            match peers.handle_datagram(now, from, packet) {
                 Some(peer) => {
-                    heard(peer);
+                    heard(peer, from);
                     Sender::Peer
                 }
                 None if is_offer => Sender::Perhaps,
@@ -246,19 +288,34 @@ impl Carrier {
         true
     }
 
-    /// Sends one datagram from a socket, or from the one that `to` is reached by, beside all that is queued. With `ttl` it goes so
-    /// many hops. It may be lost, as on its way.
-    pub(super) fn send_aside(&mut self, wire: Option<u32>, to: SocketAddr, ttl: Option<u8>, bytes: &[u8]) {
-        let origin = self.origins.get(to).filter(|origin| wire.is_none_or(|wire| wire == origin.wire));
-        let number = wire.or(origin.map(|origin| origin.wire)).or_else(|| self.first_wire(to));
-        let Some(wire) = number.and_then(|number| self.wires.get_mut(&number)) else { return };
+    /// Sends one datagram beside all that is queued, by the way that leads there. It may be lost, as on its way.
+    pub(super) fn send_aside(&mut self, to: SocketAddr, bytes: &[u8], peers: &mut Peers) {
+        match Way::of(to) {
+            Way::Udp(_) => {
+                let origin = self.origins.get(to).map(|origin| origin.wire);
+                if let Some(wire) = origin.or_else(|| self.first_wire(to)) {
+                    self.send_from(wire, to, None, bytes);
+                }
+            }
+            Way::Link(number) => self.links.send(number, bytes, bytes.len()),
+            Way::Flow { flow, .. } => {
+                if let Some(mut via) = self.via.and_then(|via| peers.get(via)) {
+                    via.send_datagram(flow, 0, None, bytes);
+                }
+            }
+        }
+    }
+
+    /// The same by a certain socket. With `ttl` it goes so many hops.
+    pub(super) fn send_from(&mut self, number: u32, to: SocketAddr, ttl: Option<u8>, bytes: &[u8]) {
+        let Some(wire) = self.wires.get_mut(&number).filter(|wire| wire.is_ipv4 == to.is_ipv4()) else { return };
+        let origin = self.origins.get(to).filter(|origin| origin.wire == number);
         let from = origin.and_then(|origin| origin.to);
         let batch = Batch { bytes, segment_bytes: bytes.len(), to, from, whole: false };
+        let outlet = &mut wire.outlet;
         let sent = match ttl {
-            Some(ttl) => {
-                udp::with_ttl(wire.socket.as_fd(), ttl, to.is_ipv4(), |socket| wire.outlet.send(socket, &batch))
-            }
-            None => wire.outlet.send(wire.socket.as_fd(), &batch),
+            Some(ttl) => udp::with_ttl(wire.socket.as_fd(), ttl, to.is_ipv4(), |socket| outlet.send(socket, &batch)),
+            None => outlet.send(wire.socket.as_fd(), &batch),
         };
         if let Err(error) = sent {
             tracing::trace!(%error, %to, "a datagram cannot be sent");
@@ -314,6 +371,9 @@ fn is_handshake(packet: &[u8]) -> bool {
 
 impl Origins {
     fn note(&mut self, from: SocketAddr, origin: Origin, is_peer: bool) {
+        if self.home == Some(from) {
+            return;
+        }
         let to = origin.to.filter(|_| self.keep_address);
         let origin = Origin { to, ..origin };
         if self.last == Some((from, origin)) && self.of.contains_key(&from) == is_peer {

@@ -56,6 +56,8 @@ struct Link {
     state: State,
     /// A peer is at the other end, as far as is known.
     is_proven: bool,
+    /// It was.
+    is_heard: bool,
     is_readable: bool,
     /// The beginning of a frame.
     part: Vec<u8>,
@@ -138,7 +140,7 @@ impl Links {
         engine.watch(socket.as_fd(), token)?;
         let is_proven = state == State::Connecting; // whom we ask need not prove anything to be heard
         let (part, kept) = (Vec::new(), Vec::new());
-        let link = Link { socket, token, state, is_proven, is_readable: false, part, kept, left: 0 };
+        let link = Link { socket, token, state, is_proven, is_heard: false, is_readable: false, part, kept, left: 0 };
         self.of.insert(number, link);
         self.note_readable(number);
         Ok(number)
@@ -156,6 +158,11 @@ impl Links {
     /// The socket's own address, from which others may connect too.
     pub(super) fn local_address(&self, number: u32) -> Option<SocketAddr> {
         socket::local_address(self.of.get(&number)?.socket.as_fd()).ok()
+    }
+
+    /// A peer has been heard over it.
+    pub(super) fn is_heard(&self, number: u32) -> bool {
+        self.of.get(&number).is_some_and(|link| link.is_heard)
     }
 
     pub(super) fn remote_address(&self, number: u32) -> Option<SocketAddr> {
@@ -202,9 +209,9 @@ impl Links {
         self.flush(number);
     }
 
-    /// Something may have arrived that was not taken yet.
+    /// Something may have arrived that was not taken yet, or has happened and was not told.
     pub(super) fn are_busy(&self) -> bool {
-        !self.readable.is_empty()
+        !self.readable.is_empty() || !self.news.is_empty()
     }
 
     /// Hands out the packets that have arrived; `take` tells whose they are.
@@ -246,7 +253,7 @@ impl Links {
                 let packet = at + HEAD_BYTES..at + HEAD_BYTES + length;
                 at = packet.end;
                 match take(number, &mut self.arrived[packet]) {
-                    Sender::Peer => link.is_proven = true,
+                    Sender::Peer => (link.is_proven, link.is_heard) = (true, true),
                     Sender::Perhaps => {}
                     Sender::Stranger if link.is_proven => {}
                     Sender::Stranger => return Err(None),

@@ -17,6 +17,7 @@ mod meeting;
 mod peers;
 mod provider;
 mod pulse;
+mod punching;
 mod reach;
 mod sessions;
 mod settings;
@@ -25,8 +26,10 @@ mod stream;
 mod streams;
 mod via;
 mod visitor;
+mod ways;
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -60,7 +63,7 @@ pub struct Udp {
     /// Something may have been left over by the last turn.
     crowded: bool,
     events: Vec<Event>,
-    heard: Vec<PeerId>,
+    heard: Vec<(PeerId, SocketAddr)>,
     context: Context,
 }
 
@@ -109,6 +112,7 @@ pub struct Asker {
 const WIRES: u32 = u32::MAX - 1;
 const ARENAS: u32 = u32::MAX - 2;
 const LINKS: u32 = u32::MAX - 3;
+const NETWORK: u32 = u32::MAX - 4;
 
 /// Roles in tokens. The slot of a game is its number, which tells its generation too.
 const STREAM: u8 = 0;
@@ -119,7 +123,22 @@ impl Context {
     fn now_us(&self) -> u64 {
         micros(self.now - self.origin)
     }
+
+    /// A time of tunnels as the clock has it.
+    fn time_of(&self, us: u64) -> Instant {
+        self.origin + Duration::from_micros(us.min(FAR_US))
+    }
+
+    /// For what must not be guessed.
+    fn seed(&self) -> [u8; 32] {
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).expect("it had randomness to give at the beginning");
+        seed
+    }
 }
+
+/// Later than any process lives, in µs.
+const FAR_US: u64 = 1 << 50;
 
 fn micros(span: Duration) -> u64 {
     u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
@@ -163,7 +182,7 @@ impl Udp {
                 (End::Visitor(Box::new(visitor)), Carrier::on(sockets.collect(), false, &mut context.engine)?)
             }
         };
-        let meeting = Meeting::new(&context)?.map(Box::new);
+        let meeting = Meeting::new(&mut context)?.map(Box::new);
         let streams = Streams::default();
         Ok(Self { end, meeting, streams, carrier, crowded: true, events: Vec::new(), heard: Vec::new(), context })
     }
@@ -213,7 +232,7 @@ impl Udp {
         }
         self.transmit(); // what goes through the rendezvous goes before the goodbye to it
         if let Some(meeting) = &mut self.meeting {
-            meeting.via.leave(&mut self.context);
+            meeting.leave(&mut self.context);
         }
         self.transmit();
         self.carrier.close(&mut self.context.engine);
@@ -326,6 +345,11 @@ impl Udp {
                 Event::Disarmed(_) => self.carrier.links.watch_again(token, &mut context.engine),
                 Event::Runtime => {}
             },
+            (NETWORK, _) => {
+                if let Some(meeting) = &mut self.meeting {
+                    meeting.note_network(event, context);
+                }
+            }
             (ARENAS, End::Visitor(visitor)) if disarmed => visitor.watch_again(token, context),
             (ARENAS, End::Visitor(visitor)) => visitor.note_arrival(token),
             (_, End::Provider(provider)) if token.role == GAME && disarmed => provider.watch_again(token, context),
@@ -342,9 +366,9 @@ impl Udp {
     fn receive(&mut self) -> bool {
         let now = self.context.now_us();
         let heard = &mut self.heard;
-        let more = self.carrier.receive(now, &mut self.context.peers, |tunnel| {
-            if heard.last() != Some(&tunnel) {
-                heard.push(tunnel);
+        let more = self.carrier.receive(now, &mut self.context.peers, |tunnel, from| {
+            if heard.last() != Some(&(tunnel, from)) {
+                heard.push((tunnel, from));
             }
         });
         self.note_heard();
@@ -355,7 +379,10 @@ impl Udp {
     }
 
     fn note_heard(&mut self) {
-        for tunnel in self.heard.drain(..) {
+        for (tunnel, from) in self.heard.drain(..) {
+            if let Some(meeting) = &mut self.meeting {
+                meeting.ways.note_heard(tunnel, from, &self.context);
+            }
             match (&mut self.meeting, &mut self.end) {
                 (Some(meeting), _) if meeting.via.is(tunnel) => meeting.via.note_heard(tunnel, &self.context),
                 (_, End::Visitor(visitor)) => visitor.note_heard(tunnel, &self.context),
@@ -386,7 +413,10 @@ impl Udp {
         if self.meeting.as_ref().is_some_and(|meeting| meeting.via.is(peer)) {
             return self.hear_rendezvous(peer, event);
         }
-        let Self { end, streams, context, .. } = self;
+        let Self { end, meeting, streams, carrier, context, .. } = self;
+        if let Some(meeting) = meeting {
+            meeting.hear_peer(peer, event, carrier, context);
+        }
         let joint = |stream| Joint { peer, stream };
         match (event, end) {
             (peers::Event::Established, End::Provider(provider)) => provider.note_established(peer, context),
@@ -430,21 +460,21 @@ impl Udp {
             peers::Event::Readable(_) => via.hear(haste, carrier, context),
             peers::Event::Ended { .. } | peers::Event::Reset(..) => via.note_lost(peer, haste, carrier, context),
             peers::Event::Datagrams => {
-                via.deliver(context, |peer| {
-                    if heard.last() != Some(&peer) {
-                        heard.push(peer);
+                via.deliver(context, |peer, from| {
+                    if heard.last() != Some(&(peer, from)) {
+                        heard.push((peer, from));
                     }
                 });
                 self.note_heard();
             }
             peers::Event::Answered { from, .. } => via.note_answered(peer, from, context),
+            peers::Event::Observed { token, address } => meeting.ways.note_observed(token, address, context),
             // It speaks in every turn.
             peers::Event::Writable(_) => {}
             peers::Event::Confirmed
             | peers::Event::Opened { .. }
             | peers::Event::Told
             | peers::Event::Probed { .. }
-            | peers::Event::Observed { .. }
             | peers::Event::Moved { .. } => {}
         }
     }

@@ -22,7 +22,7 @@ use crate::limits;
 use crate::names::alternate;
 use crate::proto::rendezvous::SERVICE;
 use crate::proto::rendezvous::client::{Client, Event, Haste};
-use crate::proto::rendezvous::wire::{Flow, Inbox, Message, Notice};
+use crate::proto::rendezvous::wire::{Flow, Inbox, Message, Notice, Transport};
 use crate::proto::target::Target;
 use crate::proto::tunnel::{CloseReason, Leaving, ServiceName, Way};
 
@@ -57,6 +57,7 @@ struct Attempt {
     untried: Option<VecDeque<(SocketAddr, Kind)>>,
     next_try: Instant,
     racers: Vec<Racer>,
+    addresses: Vec<SocketAddr>,
     /// What went wrong last.
     fault: Fault,
 }
@@ -90,6 +91,10 @@ struct Up {
     link: Option<u32>,
     /// Where it listens, for both protocols.
     address: SocketAddr,
+    /// That, and one of the other family, if it has one.
+    addresses: Vec<SocketAddr>,
+    /// As it sees the link.
+    reflexive: Option<SocketAddr>,
     pulse: Pulse,
     inbox: Inbox,
     outbox: Vec<u8>,
@@ -178,13 +183,15 @@ impl Via {
             }
         };
         let (ends, next_try) = (context.now + limits::REACH_TIMEOUT, context.now);
-        self.attempt = Some(Attempt { ends, untried, next_try, racers: Vec::new(), fault: Fault::NoAddress });
+        let (racers, addresses) = (Vec::new(), Vec::new());
+        self.attempt = Some(Attempt { ends, untried, next_try, racers, addresses, fault: Fault::NoAddress });
     }
 
     pub(super) fn note_found(&mut self, asker: Asker, addresses: Vec<std::net::IpAddr>) {
         let Target::Name { port, .. } = self.host else { return };
         let Some(attempt) = self.attempt.as_mut().filter(|_| asker.attempt == self.attempts) else { return };
-        attempt.untried = Some(routes(alternate(addresses).map(|ip| SocketAddr::new(ip, port))));
+        attempt.addresses = alternate(addresses).map(|ip| SocketAddr::new(ip, port)).collect();
+        attempt.untried = Some(routes(attempt.addresses.iter().copied()));
     }
 
     fn try_addresses(&mut self, carrier: &mut Carrier, context: &mut Context) {
@@ -254,8 +261,11 @@ impl Via {
                 racer.stop(carrier, context);
             }
         }
-        let Some(up) = &self.up else { return };
+        let Some(up) = &mut self.up else { return };
+        let is_other = |address: &&SocketAddr| address.is_ipv4() != up.address.is_ipv4();
+        up.addresses.extend(attempt.addresses.iter().find(is_other));
         carrier.via = Some(tunnel);
+        carrier.set_home(Some(up.address));
         self.client.note_established();
         self.told = false;
         let transport = if up.link.is_some() { "tcp" } else { "udp" };
@@ -382,15 +392,19 @@ impl Via {
                 Event::Refused(service, _) => {
                     tracing::warn!(%service, "the rendezvous has as many services of this secret as it takes; asking again");
                 }
-                event @ (Event::Connected(_) | Event::Waiting(_) | Event::Ended(..) | Event::Address(..)) => {
-                    return Some(event);
+                Event::Address(Transport::Tcp, address) => {
+                    if let Some(up) = &mut self.up {
+                        up.reflexive = Some(address);
+                    }
                 }
+                Event::Address(Transport::Udp, _) => {} // a round has sockets of its own, and asks for each
+                event @ (Event::Connected(_) | Event::Waiting(_) | Event::Ended(..)) => return Some(event),
             }
         }
     }
 
     /// Hands in the packets of other tunnels that have come through this one.
-    pub(super) fn deliver(&mut self, context: &mut Context, mut heard: impl FnMut(PeerId)) {
+    pub(super) fn deliver(&mut self, context: &mut Context, mut heard: impl FnMut(PeerId, SocketAddr)) {
         let Some(up) = &self.up else { return };
         let now = context.now_us();
         loop {
@@ -399,9 +413,37 @@ impl Via {
             let Some(info) = tunnel.read_datagram(&mut context.datagram) else { return };
             let from = Self::address_of(Flow(info.session));
             if let Some(peer) = context.peers.handle_datagram(now, from, &mut context.datagram) {
-                heard(peer);
+                heard(peer, from);
             }
         }
+    }
+
+    // For those who look for ways to their peers.
+
+    pub(super) fn tunnel(&self) -> Option<PeerId> {
+        self.up.as_ref().map(|up| up.tunnel)
+    }
+
+    /// Where sockets can ask how they look: two ports of the rendezvous, since NATs may tell them apart.
+    pub(super) fn observers(&self) -> Vec<SocketAddr> {
+        let addresses = self.up.iter().flat_map(|up| &up.addresses);
+        let ports = |address: &SocketAddr| [0, 1].map(|more| SocketAddr::new(address.ip(), address.port() + more));
+        addresses.flat_map(ports).collect()
+    }
+
+    /// Of the link, from which others may be connected to.
+    pub(super) fn local_address(&self, carrier: &Carrier) -> Option<SocketAddr> {
+        carrier.links.local_address(self.up.as_ref()?.link?)
+    }
+
+    /// As the rendezvous sees the link.
+    pub(super) fn tcp_reflexive(&self) -> Option<SocketAddr> {
+        self.up.as_ref()?.reflexive
+    }
+
+    /// It was tried often enough.
+    pub(super) fn is_udp_blocked(&self) -> bool {
+        self.up.as_ref().is_some_and(|up| up.link.is_some() && up.probed >= PROBES)
     }
 
     /// Says goodbye.
@@ -460,6 +502,8 @@ impl Up {
             stream,
             link: racer.link,
             address: racer.address,
+            addresses: vec![racer.address],
+            reflexive: None,
             pulse: Pulse::new(racer.tunnel, context),
             inbox: Inbox::default(),
             outbox: Vec::new(),
@@ -495,6 +539,6 @@ impl Up {
         let Some(tunnel) = context.peers.tunnel(self.tunnel) else { return };
         context.datagram.clear();
         tunnel.probe(now, self.address, &mut context.datagram);
-        carrier.send_aside(None, self.address, None, &context.datagram);
+        carrier.send_aside(self.address, &context.datagram, &mut context.peers);
     }
 }

@@ -1,0 +1,328 @@
+//! The ways to each peer that was met at the rendezvous: they begin as a flow through it, and become better ones.
+//!
+//! [`Paths`] decides which way is used and when a round of punching is due, [`Punching`] is the round under way. Both ends have
+//! all of this; the visitor decides, and the provider's tunnel follows.
+//!
+//! Peers tell each other about rounds inside their tunnel, so the rendezvous learns nothing of it.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::Context;
+use super::carrier::Carrier;
+use super::links;
+use super::peers::{Event, PeerId};
+use super::punching::{Ground, Punching, Won};
+use super::settings;
+use super::via::Via;
+use crate::limits;
+use crate::proto::path::{Mode, Output, Paths};
+use crate::proto::punch::{Allowance, Message, Side, Verdict, Why};
+use crate::proto::tunnel::Way;
+
+#[derive(Debug)]
+pub(super) struct Ways {
+    side: Side,
+    mode: Mode,
+    of: HashMap<PeerId, Peer>,
+}
+
+#[derive(Debug)]
+struct Peer {
+    paths: Paths,
+    allowance: Allowance,
+    /// Rounds so far.
+    rounds: u32,
+    punching: Option<Punching>,
+    /// Why the last one found nothing.
+    why: Option<Why>,
+    won: Won,
+    /// Datagrams sent so far.
+    sent: u64,
+    due: Instant,
+}
+
+impl Ways {
+    pub(super) fn new(side: Side, via: &settings::Via) -> Self {
+        let mode = match via.paths {
+            settings::Paths::Auto => Mode::Auto,
+            settings::Paths::Direct => Mode::Direct,
+            settings::Paths::Relay => Mode::Relay,
+        };
+        Self { side, mode, of: HashMap::new() }
+    }
+
+    /// When there is something to do, if nothing else happens before.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.of.values().map(|peer| peer.due).min()
+    }
+
+    /// A tunnel has begun.
+    pub(super) fn note_established(&mut self, id: PeerId, context: &mut Context) {
+        let Some(remote) = context.peers.get(id).map(|peer| peer.remote()) else { return };
+        let (now, decides) = (context.now_us(), self.side == Side::Visitor);
+        let [a, b, c, d, e, f, g, h, ..] = context.seed();
+        let paths = Paths::new(now, self.mode, decides, remote, u64::from_ne_bytes([a, b, c, d, e, f, g, h]));
+        let peer = Peer {
+            paths,
+            allowance: Allowance::new(now),
+            rounds: 0,
+            punching: None,
+            why: None,
+            won: Won::default(),
+            sent: 0,
+            due: context.now,
+        };
+        self.of.insert(id, peer);
+    }
+
+    /// An authentic packet of the peer has come from there.
+    pub(super) fn note_heard(&mut self, id: PeerId, from: SocketAddr, context: &Context) {
+        if let Some(peer) = self.of.get_mut(&id) {
+            peer.paths.heard(context.now_us(), from);
+        }
+    }
+
+    /// The rendezvous has told how a socket of ours looks.
+    pub(super) fn note_observed(&mut self, token: [u8; 8], address: SocketAddr, context: &Context) {
+        for peer in self.of.values_mut() {
+            if let Some(punching) = &mut peer.punching {
+                punching.note_observed(token, address, context);
+                peer.due = context.now;
+            }
+        }
+    }
+
+    /// What the peer says about ways to it.
+    pub(super) fn hear(&mut self, id: PeerId, event: Event, via: &Via, carrier: &mut Carrier, context: &mut Context) {
+        let rounds = self.rounds();
+        let Some(peer) = self.of.get_mut(&id) else { return };
+        let now = context.now_us();
+        peer.due = context.now;
+        match event {
+            Event::Told => {
+                while let Some(told) = context.peers.tunnel(id).and_then(|tunnel| tunnel.read_told()) {
+                    if let Ok(message) = Message::parse(&told) {
+                        peer.hear(id, self.side, message, rounds, via, carrier, context);
+                    }
+                }
+            }
+            Event::Probed { from } => {
+                peer.paths.probed(now, from);
+                if let Some(punching) = &mut peer.punching {
+                    punching.note_probed(from, carrier, context);
+                }
+            }
+            Event::Answered { from, rtt_us } => {
+                if let Some(punching) = &mut peer.punching {
+                    punching.note_answered(from, carrier, context);
+                }
+                peer.paths.found(now, from);
+                peer.paths.answered(now, from, rtt_us);
+            }
+            Event::Moved { to } => {
+                peer.paths.moved(now, to);
+                peer.log(id, context);
+            }
+            _ => {}
+        }
+    }
+
+    /// Rounds under way.
+    fn rounds(&self) -> usize {
+        self.of.values().filter(|peer| peer.punching.is_some()).count()
+    }
+
+    pub(super) fn note_link(&mut self, news: &links::News, context: &Context) {
+        let (&links::News::Up(link) | &links::News::Down(link, _)) = news;
+        let now = context.now_us();
+        for peer in self.of.values_mut() {
+            if !peer.won.links.contains(&link)
+                && !peer.punching.as_ref().is_some_and(|punching| punching.has_link(link))
+            {
+                continue;
+            }
+            peer.due = context.now;
+            match news {
+                links::News::Up(_) => peer.paths.found(now, Way::Link(link).into()),
+                links::News::Down(..) => {
+                    peer.paths.lost(now, Way::Link(link).into());
+                    peer.won.links.retain(|other| *other != link);
+                    if let Some(punching) = &mut peer.punching {
+                        punching.note_link_down(link);
+                    }
+                }
+            }
+        }
+    }
+
+    /// This host has other addresses than before.
+    pub(super) fn note_network_changed(&mut self, context: &Context) {
+        for peer in self.of.values_mut() {
+            peer.paths.network_changed(context.now_us());
+            peer.due = context.now;
+        }
+    }
+
+    /// Does what is due.
+    pub(super) fn turn(&mut self, via: &Via, carrier: &mut Carrier, context: &mut Context) {
+        let mut rounds = self.rounds();
+        let side = self.side;
+        self.of.retain(|id, peer| {
+            if side == Side::Visitor {
+                peer.note_sent(*id, context);
+            }
+            if context.now < peer.due {
+                return true;
+            }
+            if context.peers.get(*id).is_none() {
+                peer.leave(carrier, context);
+                return false;
+            }
+            peer.step(*id, &mut rounds, via, carrier, context);
+            true
+        });
+    }
+}
+
+impl Peer {
+    /// What wants to arrive at the peer shows by its silence that a way is dead.
+    fn note_sent(&mut self, id: PeerId, context: &mut Context) {
+        let Some(sent) = context.peers.get(id).and_then(|peer| peer.sent()) else { return };
+        if std::mem::replace(&mut self.sent, sent) < sent {
+            self.paths.sent(context.now_us());
+            self.due = self.due.min(context.time_of(self.paths.next_timeout()));
+        }
+    }
+
+    fn step(&mut self, id: PeerId, rounds: &mut usize, via: &Via, carrier: &mut Carrier, context: &mut Context) {
+        let now = context.now_us();
+        if let Some(punching) = &mut self.punching {
+            punching.step(id, via, carrier, context);
+        }
+        if self.punching.as_ref().is_some_and(Punching::is_over) {
+            self.end_round(id, carrier, context);
+        }
+        while let Some(output) = self.paths.poll_output(now) {
+            match output {
+                Output::Probe { to } => probe(id, to, carrier, context),
+                Output::Use { to, leaving } => {
+                    if let Some(tunnel) = context.peers.tunnel(id) {
+                        tunnel.use_path(now, to, leaving);
+                    }
+                    self.log(id, context);
+                }
+                Output::WantRound => {
+                    let is_free = self.punching.is_none() && *rounds < limits::ROUNDS_MAX && via.tunnel().is_some();
+                    if is_free {
+                        let mut punching = Ground::new(via, carrier, context).call(self.rounds, context);
+                        (self.rounds, *rounds) = (self.rounds + 1, *rounds + 1);
+                        punching.step(id, via, carrier, context);
+                        self.punching = Some(punching);
+                    } else {
+                        self.paths.round_over(now);
+                    }
+                }
+            }
+        }
+        let of_round = self.punching.as_ref().map_or(u64::MAX, |punching| punching.next_timeout(now));
+        self.due = context.time_of(self.paths.next_timeout().min(of_round));
+    }
+
+    fn end_round(&mut self, id: PeerId, carrier: &mut Carrier, context: &mut Context) {
+        let now = context.now_us();
+        let Some(punching) = self.punching.take() else { return };
+        let verdict = punching.verdict(now);
+        tracing::debug!(?verdict, round = punching.number(), "a round of punching is over");
+        let is_won = matches!(verdict, Verdict::Direct { .. });
+        self.why = match verdict {
+            Verdict::Relay(why) => Some(why),
+            Verdict::Direct { .. } | Verdict::Underway => None,
+        };
+        let won = punching.end(is_won, carrier, context);
+        if is_won {
+            self.replace(won, id, carrier, context);
+        }
+        self.paths.round_over(now);
+    }
+
+    /// What was won before is let go, unless it is in use.
+    fn replace(&mut self, won: Won, id: PeerId, carrier: &mut Carrier, context: &mut Context) {
+        let before = std::mem::replace(&mut self.won, won);
+        let remote = context.peers.get(id).map(|peer| peer.remote());
+        let in_use = remote.and_then(|remote| carrier.wire_of(remote));
+        for wire in before.wires {
+            if Some(wire) == in_use {
+                self.won.wires.push(wire);
+            } else if !self.won.wires.contains(&wire) {
+                carrier.remove(wire, &mut context.engine);
+            }
+        }
+        for link in before.links {
+            if remote == Some(Way::Link(link).into()) {
+                self.won.links.push(link);
+            } else {
+                carrier.links.close(link, &mut context.engine);
+            }
+        }
+    }
+
+    /// A message about rounds.
+    #[expect(clippy::too_many_arguments, reason = "all of it is needed once")]
+    fn hear(
+        &mut self,
+        id: PeerId,
+        side: Side,
+        message: Message,
+        rounds: usize,
+        via: &Via,
+        carrier: &mut Carrier,
+        context: &mut Context,
+    ) {
+        let Message::Call { round, profile } = message else {
+            if let Some(punching) = &mut self.punching {
+                punching.note_told(&message, context);
+            }
+            return;
+        };
+        let now = context.now_us();
+        if side == Side::Visitor || rounds >= limits::ROUNDS_MAX || !self.allowance.take(now) {
+            return; // he will call again
+        }
+        if self.punching.is_some() {
+            self.end_round(id, carrier, context); // the caller has given it up
+        }
+        let rtt_us = context.peers.tunnel(id).and_then(|tunnel| tunnel.status().rtt_us);
+        let ground = Ground::new(via, carrier, context);
+        self.punching = Some(ground.answer(round, profile, rtt_us.unwrap_or(0) / 2, context));
+    }
+
+    /// The tunnel is gone.
+    fn leave(&mut self, carrier: &mut Carrier, context: &mut Context) {
+        let mut left = std::mem::take(&mut self.won);
+        if let Some(punching) = self.punching.take() {
+            let more = punching.end(false, carrier, context);
+            left.wires.extend(more.wires);
+        }
+        left.wires.into_iter().for_each(|wire| carrier.remove(wire, &mut context.engine));
+        left.links.into_iter().for_each(|link| carrier.links.close(link, &mut context.engine));
+    }
+
+    fn log(&self, id: PeerId, context: &mut Context) {
+        let status = self.paths.status(context.now_us());
+        let service = context.peers.get(id).and_then(|peer| peer.service());
+        let service = service.map(tracing::field::display);
+        let rtt = status.rtt_us.map(Duration::from_micros);
+        tracing::info!(service, path = status.kind.as_str(), remote = %status.remote, ?rtt, "another path");
+    }
+}
+
+/// Asks the peer whether it can be reached there.
+fn probe(id: PeerId, to: SocketAddr, carrier: &mut Carrier, context: &mut Context) {
+    let now = context.now_us();
+    let Some(tunnel) = context.peers.tunnel(id) else { return };
+    context.datagram.clear();
+    tunnel.probe(now, to, &mut context.datagram);
+    carrier.send_aside(to, &context.datagram, &mut context.peers);
+}
