@@ -77,10 +77,16 @@ struct Origin {
 }
 
 impl Carrier {
-    /// On sockets that are open already. `keep_address`: whoever asks at one of our addresses knows us by that.
-    pub(super) fn on(sockets: Vec<OwnedFd>, keep_address: bool, engine: &mut Engine) -> io::Result<Self> {
+    /// For those who are waited for on sockets that are open already: whoever asks at one of their addresses knows them by that.
+    pub(super) fn on(sockets: Vec<OwnedFd>, engine: &mut Engine) -> io::Result<Self> {
+        let mut carrier = Self::moving(sockets, engine)?;
+        carrier.origins.keep_address = true;
+        Ok(carrier)
+    }
+
+    /// For those who begin, with the sockets that were chosen for them.
+    pub(super) fn moving(sockets: Vec<OwnedFd>, engine: &mut Engine) -> io::Result<Self> {
         let mut carrier = Self::without_sockets();
-        carrier.origins.keep_address = keep_address;
         for socket in sockets {
             let number = carrier.add(socket, engine)?;
             carrier.chosen.push(number);

@@ -173,13 +173,16 @@ impl Udp {
         };
         let (end, carrier) = match context.settings.role.clone() {
             Role::Provide(services) => {
-                let carrier = Carrier::on(sockets, context.settings.via.is_none(), &mut context.engine)?;
+                let carrier = match context.settings.via {
+                    None => Carrier::on(sockets, &mut context.engine)?,
+                    Some(_) => Carrier::moving(sockets, &mut context.engine)?,
+                };
                 (End::Provider(Box::new(Provider::new(services, &mut context))), carrier)
             }
             Role::Visit(services) => {
                 let mut sockets = sockets.into_iter();
                 let visitor = Visitor::new(services, &mut sockets, &mut context)?;
-                (End::Visitor(Box::new(visitor)), Carrier::on(sockets.collect(), false, &mut context.engine)?)
+                (End::Visitor(Box::new(visitor)), Carrier::moving(sockets.collect(), &mut context.engine)?)
             }
         };
         let meeting = Meeting::new(&mut context)?.map(Box::new);
@@ -399,6 +402,9 @@ impl Udp {
             if let End::Visitor(visitor) = end {
                 visitor.note_flow(service, flow, context);
             }
+        }
+        if let End::Visitor(visitor) = end {
+            visitor.release(|tunnel| meeting.ways.carries_data(tunnel), streams, context);
         }
     }
 

@@ -24,6 +24,7 @@ use crate::proto::tunnel::CloseReason;
 #[derive(Debug)]
 pub(super) struct Reach {
     service: usize,
+    holds: bool,
     /// Where the rendezvous has it.
     flow: Option<SocketAddr>,
     up: Option<Up>,
@@ -46,6 +47,8 @@ pub(super) struct Reach {
 struct Up {
     tunnel: PeerId,
     pulse: Pulse,
+    /// Not for players now.
+    is_held: bool,
 }
 
 #[derive(Debug)]
@@ -72,9 +75,11 @@ pub(super) enum Change {
 }
 
 impl Reach {
-    pub(super) fn new(service: usize, now: Instant) -> Self {
+    /// `holds`: a tunnel may be there that players may not use yet.
+    pub(super) fn new(service: usize, holds: bool, now: Instant) -> Self {
         Self {
             service,
+            holds,
             flow: None,
             up: None,
             attempt: None,
@@ -88,7 +93,15 @@ impl Reach {
     }
 
     pub(super) fn tunnel(&self) -> Option<PeerId> {
-        self.up.as_ref().map(|up| up.tunnel)
+        self.up.as_ref().filter(|up| !up.is_held).map(|up| up.tunnel)
+    }
+
+    /// Holds the tunnel back from players, or gives it to them: then it is told.
+    pub(super) fn release(&mut self, is_free: impl Fn(PeerId) -> bool) -> Option<PeerId> {
+        let up = self.up.as_mut().filter(|_| self.holds)?;
+        let is_held = !is_free(up.tunnel);
+        let was_held = std::mem::replace(&mut up.is_held, is_held);
+        (was_held && !is_held).then_some(up.tunnel)
     }
 
     /// When there is something to do, if nothing else happens before.
@@ -253,7 +266,7 @@ impl Reach {
         if let Some(old) = replaced {
             context.peers.close(old, CloseReason::Done);
         }
-        self.up = Some(Up { tunnel, pulse: Pulse::new(tunnel, context) });
+        self.up = Some(Up { tunnel, pulse: Pulse::new(tunnel, context), is_held: self.holds });
         (self.pause, self.told) = (Duration::ZERO, false);
         let after = if replaced.is_some() { attempt.began } else { self.down_since };
         // A peer without a handshake has not answered yet.

@@ -10,7 +10,7 @@ use super::carrier::Carrier;
 use super::peers::{Loss, PeerId};
 use super::reach::{Change, Reach};
 use super::sessions::Sessions;
-use super::settings::Visited;
+use super::settings::{Paths, Visited};
 use super::status::PeerStatus;
 use super::stream::{Ending, Joint, State};
 use super::streams::Streams;
@@ -75,10 +75,11 @@ impl Visitor {
                 arenas.push(Arena { socket, token, service, port, readable: true, outlet: Outlet::default() });
             }
         }
+        let holds = context.settings.via.as_ref().is_some_and(|via| via.paths == Paths::Direct);
         let doors = Doors::new(listeners);
         doors.open(&mut context.engine)?;
         Ok(Self {
-            reaches: (0..services.len()).map(|service| Reach::new(service, context.now)).collect(),
+            reaches: (0..services.len()).map(|service| Reach::new(service, holds, context.now)).collect(),
             waiting: services.iter().map(|_| VecDeque::new()).collect(),
             services,
             doors,
@@ -201,6 +202,21 @@ impl Visitor {
         }
     }
 
+    fn open_waiting(&mut self, service: usize, tunnel: PeerId, streams: &mut Streams, context: &mut Context) {
+        for key in std::mem::take(&mut self.waiting[service]) {
+            self.open(key, tunnel, streams, context);
+        }
+    }
+
+    /// Lets players in as soon as the way to the provider is one that they may take.
+    pub(super) fn release(&mut self, is_free: impl Fn(PeerId) -> bool, streams: &mut Streams, context: &mut Context) {
+        for service in 0..self.services.len() {
+            if let Some(tunnel) = self.reaches[service].release(&is_free) {
+                self.open_waiting(service, tunnel, streams, context);
+            }
+        }
+    }
+
     fn hear_players(&mut self, context: &mut Context) {
         for number in 0..self.arenas.len() {
             for _ in 0..BATCHES_PER_TURN {
@@ -271,8 +287,8 @@ impl Visitor {
                     if let Some(old) = replaced {
                         streams.cut_all(old, context);
                     }
-                    for key in std::mem::take(&mut self.waiting[service]) {
-                        self.open(key, tunnel, streams, context);
+                    if self.reaches[service].tunnel() == Some(tunnel) {
+                        self.open_waiting(service, tunnel, streams, context);
                     }
                 }
                 Change::Down | Change::None => {}

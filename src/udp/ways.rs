@@ -165,6 +165,11 @@ impl Ways {
         }
     }
 
+    /// Whether players may use the way to a peer.
+    pub(super) fn carries_data(&self, id: PeerId) -> bool {
+        self.of.get(&id).is_some_and(|peer| peer.paths.carries_data())
+    }
+
     /// Does what is due.
     pub(super) fn turn(&mut self, via: &Via, carrier: &mut Carrier, context: &mut Context) {
         let mut rounds = self.rounds();
