@@ -169,5 +169,27 @@ pub const SESSION_IDLE_SHORT: Duration = Duration::from_secs(10);
 /// TCP connections that carry tunnels: a peer has one or two. A rendezvous has one for each of its peers, and room of its own.
 pub const LINKS_MAX: usize = 64;
 
+/// A worker of a rendezvous: peers, which have a TCP connection each; what it keeps of one peer's control messages, bytes; and
+/// streams, of which one carries them while others are being refused.
+pub const RENDEZVOUS_PEERS_MAX: usize = 16_384;
+pub const RENDEZVOUS_BUFFER_BYTES: usize = 1 << 20;
+pub const RENDEZVOUS_STREAMS_MAX: usize = 4;
+
+/// Addresses a rendezvous is found at, one for each family and network; and workers that share it: their sockets, and those by
+/// which they pass connections to each other, must fit into one message to a worker.
+pub const RENDEZVOUS_ADDRESSES_MAX: usize = 8;
+pub const RENDEZVOUS_WORKERS_MAX: usize = 64;
+
+/// How often another free port is tried when the one after it is taken.
+pub const PORT_PAIR_TRIES: usize = 32;
+
+/// Handshakes that a worker of a rendezvous answers in a second: a thousand peers that come back at once are there two seconds
+/// later, and a tenth of the processor is what recorded offers can take.
+pub const RENDEZVOUS_HANDSHAKES: u64 = 500;
+
+/// Connections that have not proved to be a peer's; over it the one that has waited longest goes. Somebody who opens many and
+/// says nothing has to open so many in each round trip of a peer to keep it out.
+pub const STRANGERS_MAX: usize = 1024;
+
 /// Pause before a full UDP socket is asked again whether it has room. Its 4 MiB, each millisecond, are 32 Gbit/s.
 pub const SEND_PAUSE: Duration = Duration::from_millis(1);

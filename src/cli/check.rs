@@ -9,7 +9,10 @@ pub(super) fn run(mut form: Form) -> Result<(), Failure> {
     let Config { daemon, warnings } = Config::resolve(&form)?;
     let list = |items: Vec<String>| if items.is_empty() { "none".to_owned() } else { items.join(", ") };
     let time = |time| humantime::format_duration(time).to_string();
-    let worker::Settings::Gateway(tcp) = &daemon.worker else { return Ok(()) };
+    let (worker::Settings::Gateway(tcp) | worker::Settings::Rendezvous { gateway: Some(tcp), .. }) = &daemon.worker
+    else {
+        return Ok(());
+    };
     let policy = &tcp.policy;
     let connections = match tcp.connections_max {
         usize::MAX => "what the limit of open files allows".to_owned(),

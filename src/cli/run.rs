@@ -36,7 +36,10 @@ fn warn(config: &Config) {
 }
 
 fn announce(_: &worker::Settings, doors: &[Door]) {
-    say(doors.iter().map(|door| format!("listening on {}", door.address())));
+    say(doors.iter().map(|door| match door {
+        Door::Rendezvous(address) => format!("rendezvous on {address}"),
+        Door::Tcp(address) | Door::Udp(address) => format!("listening on {address}"),
+    }));
 }
 
 /// Scripts wait for these lines. That nobody reads them is no reason to end.

@@ -7,16 +7,18 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::values::one_or_many;
-use super::{DaemonForm, Error, Fill, LogForm, SecretForm, Span, Workers, many, read, within};
+use super::{DaemonForm, Error, Fill, LogForm, Rate, SecretForm, Span, Workers, many, read, within};
 use crate::proto::policy::{Policy, Rule};
+use crate::proto::token::Keyring;
 use crate::supervisor::{self, Door};
+use crate::udp::rendezvous;
 use crate::{limits, tcp, worker};
 
 /// What may be said to `gateway run`.
 #[derive(Clone, Debug, Default, clap::Args, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct Form {
-    /// Address to listen on; repeat it for more [default: 0.0.0.0:0, a free port]
+    /// Address to listen on; repeat it for more [default: 0.0.0.0:0, a free port; with --rendezvous: no gateway]
     #[arg(long, value_name = "IP:PORT", env = "GATEWAY_ADDR", value_delimiter = ',', help_heading = "Listening")]
     #[serde(deserialize_with = "one_or_many")]
     pub addr: Vec<SocketAddr>,
@@ -28,6 +30,22 @@ pub struct Form {
     /// Worker processes, or `auto` for one per core [default: 1]
     #[arg(long, value_name = "N|auto", env = "GATEWAY_WORKERS", help_heading = "Processes")]
     pub workers: Option<Workers>,
+
+    /// Be a rendezvous, through which providers and visitors find each other: TCP and UDP on this port, and UDP on the next;
+    /// repeat it for more addresses. A gateway is beside it when --addr is given [default: none]
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        env = "GATEWAY_RENDEZVOUS",
+        value_delimiter = ',',
+        help_heading = "Rendezvous"
+    )]
+    #[serde(deserialize_with = "one_or_many")]
+    pub rendezvous: Vec<SocketAddr>,
+
+    /// Bits a second that the peers of one secret may send each other through the rendezvous, such as 20M [default: all it can]
+    #[arg(long, value_name = "BITS", env = "GATEWAY_RELAY_RATE", help_heading = "Rendezvous")]
+    pub relay_rate: Option<Rate>,
 
     #[command(flatten)]
     #[serde(flatten)]
@@ -98,30 +116,91 @@ impl Config {
         let buffer_bytes = form.buffer.unwrap_or(limits::BUFFER_BYTES);
         within("buffer", buffer_bytes, limits::BUFFER_BYTES_MIN, limits::BUFFER_BYTES_MAX)?;
         let span = |given: Option<Span>, default: Duration| given.map_or(default, |span| span.0);
-        let addresses = many(form.addr, vec![SocketAddr::from(([0, 0, 0, 0], 0))]);
+        let (reuse, workers) = (form.reuse.unwrap_or(false), form.workers.unwrap_or(Workers(1)).0);
+        let connections_max = form.daemon.max_connections.map_or(usize::MAX, usize::from);
+        let rendezvous = Meeting { addresses: &form.rendezvous, relay_rate: form.relay_rate, reuse, workers };
+        let rendezvous = rendezvous.resolve(&keys, connections_max)?;
+        let has_gateway = rendezvous.is_none() || !form.addr.is_empty();
+        let addresses =
+            if has_gateway { many(form.addr, vec![SocketAddr::from(([0, 0, 0, 0], 0))]) } else { Vec::new() };
+        let gateway = tcp::Settings {
+            handshake_timeout: span(form.handshake_timeout, limits::HANDSHAKE_TIMEOUT),
+            dial_timeout: span(form.timeout, limits::DIAL_TIMEOUT),
+            dial_attempts: attempts,
+            idle_timeout: span(form.daemon.idle_timeout, limits::IDLE_TIMEOUT),
+            half_closed_timeout: span(form.daemon.half_closed_timeout, limits::HALF_CLOSED_TIMEOUT),
+            buffer_bytes,
+            connections_max,
+            policy,
+            own_addresses: Vec::new(),
+        };
         let daemon = supervisor::Settings {
-            doors: addresses.into_iter().map(Door::Tcp).collect(),
-            reuse: form.reuse.unwrap_or(false),
-            workers: form.workers.unwrap_or(Workers(1)).0,
+            doors: addresses
+                .into_iter()
+                .map(Door::Tcp)
+                .chain(form.rendezvous.iter().copied().map(Door::Rendezvous))
+                .collect(),
+            reuse,
+            workers,
             engine: form.daemon.engine.unwrap_or_default(),
             pid_file: Some(form.daemon.pid_file()),
             admin: form.daemon.admin.clone(),
             drain: form.daemon.drain.map(|span| span.0),
             log: form.log.settings(),
             keys,
-            worker: worker::Settings::Gateway(tcp::Settings {
-                handshake_timeout: span(form.handshake_timeout, limits::HANDSHAKE_TIMEOUT),
-                dial_timeout: span(form.timeout, limits::DIAL_TIMEOUT),
-                dial_attempts: attempts,
-                idle_timeout: span(form.daemon.idle_timeout, limits::IDLE_TIMEOUT),
-                half_closed_timeout: span(form.daemon.half_closed_timeout, limits::HALF_CLOSED_TIMEOUT),
-                buffer_bytes,
-                connections_max: form.daemon.max_connections.map_or(usize::MAX, usize::from),
-                policy,
-                own_addresses: Vec::new(),
-            }),
+            worker: match rendezvous {
+                None => worker::Settings::Gateway(gateway),
+                Some(rendezvous) => {
+                    worker::Settings::Rendezvous { gateway: has_gateway.then_some(gateway), rendezvous }
+                }
+            },
         };
         Ok(Self { daemon, warnings })
+    }
+}
+
+/// What is said of the rendezvous.
+struct Meeting<'a> {
+    addresses: &'a [SocketAddr],
+    relay_rate: Option<Rate>,
+    reuse: bool,
+    workers: usize,
+}
+
+impl Meeting<'_> {
+    fn resolve(&self, keys: &Keyring, connections_max: usize) -> Result<Option<rendezvous::Settings>, Error> {
+        if self.addresses.is_empty() {
+            return match self.relay_rate {
+                Some(_) => Err(Error::new(
+                    "`relay-rate` is given without a rendezvous",
+                    "say where, with --rendezvous IP:PORT",
+                )),
+                None => Ok(None),
+            };
+        }
+        within("rendezvous", self.addresses.len(), 1, limits::RENDEZVOUS_ADDRESSES_MAX)?;
+        within("workers", self.workers, 1, limits::RENDEZVOUS_WORKERS_MAX)?;
+        if self.reuse {
+            return Err(Error::new(
+                "`reuse` and `rendezvous` are both given",
+                "the peers of a secret must meet in one daemon: use --workers instead",
+            ));
+        }
+        if keys.secrets().iter().any(|secret| secret.bytes().len() < limits::SECRET_BYTES_WEAK) {
+            // Whoever records the beginning of a peer's tunnel can try passphrases on it.
+            let least = limits::SECRET_BYTES_WEAK;
+            return Err(Error::new(
+                format!("a secret of a rendezvous has fewer than {least} bytes and can be guessed"),
+                "make a strong one with `(umask 077; gateway secret > secret)`, and give it to the peers",
+            ));
+        }
+        Ok(Some(rendezvous::Settings {
+            addresses: self.addresses.len(),
+            workers: self.workers,
+            worker: 0,
+            relay_rate: self.relay_rate.map(Rate::bytes),
+            peers_max: connections_max.min(limits::RENDEZVOUS_PEERS_MAX),
+        }))
     }
 }
 
@@ -131,6 +210,8 @@ impl Fill for Form {
             addr: many(self.addr, other.addr),
             reuse: self.reuse.or(other.reuse),
             workers: self.workers.or(other.workers),
+            rendezvous: many(self.rendezvous, other.rendezvous),
+            relay_rate: self.relay_rate.or(other.relay_rate),
             daemon: self.daemon.over(other.daemon),
             secrets: self.secrets.over(other.secrets),
             retry: self.retry.or(other.retry),
@@ -161,6 +242,8 @@ mod tests {
             addr = "127.0.0.1:9000"
             reuse = true
             workers = "auto"
+            rendezvous = "0.0.0.0:4000"
+            relay-rate = "20M"
             engine = "epoll"
             pid-file = "/run/gateway.pid"
             admin = "127.0.0.1:9001"

@@ -9,8 +9,11 @@ use super::{Door, Error, Settings};
 use crate::sys::{socket, udp};
 use crate::{limits, sys, tcp, worker};
 
-// One socket of each door goes to a worker in one message.
-const _: () = assert!(limits::ADDRESSES_MAX <= sys::control::DESCRIPTORS_MAX);
+// One socket of each door goes to a worker in one message; a rendezvous has three, and some between the workers.
+const _: () = assert!(
+    limits::ADDRESSES_MAX + 3 * limits::RENDEZVOUS_ADDRESSES_MAX + 1 + limits::RENDEZVOUS_WORKERS_MAX
+        <= sys::control::DESCRIPTORS_MAX
+);
 
 pub(super) struct Listeners {
     pub(super) doors: Vec<Door>,
@@ -30,30 +33,63 @@ impl Listeners {
             of_workers: (0..workers).map(|_| Vec::new()).collect(),
         };
         let activated = match settings.worker {
-            worker::Settings::Gateway(_) => activated()?,
-            worker::Settings::Tunnel(_) => BTreeMap::new(), // nothing tells which service they would be for
+            worker::Settings::Gateway(_) | worker::Settings::Rendezvous { gateway: Some(_), .. } => activated()?,
+            // Nothing tells which service they would be for.
+            worker::Settings::Tunnel(_) | worker::Settings::Rendezvous { gateway: None, .. } => BTreeMap::new(),
         };
-        if activated.is_empty() {
-            for &door in &settings.doors {
-                let refused = |error| Error::Bind { door, error };
-                match door {
-                    Door::Tcp(address) => {
-                        let sockets = open(address, reuse, workers).map_err(refused)?;
-                        listeners.hand_out(socket::local_address(sockets[0].as_fd())?, sockets)?;
-                    }
-                    Door::Udp(address) => {
-                        let sockets = open_udp(address, reuse, workers).map_err(refused)?;
-                        listeners.doors.push(Door::Udp(socket::local_address(sockets[0].as_fd())?));
-                        listeners.deal(&sockets)?;
-                    }
+        let is_activated = !activated.is_empty();
+        for (address, sockets) in activated {
+            listeners.hand_out(address, sockets)?;
+            listeners.doors.push(Door::Tcp(address));
+        }
+        for &door in &settings.doors {
+            let refused = |error| Error::Bind { door, error };
+            match door {
+                Door::Tcp(_) if is_activated => {}
+                Door::Tcp(address) => {
+                    let sockets = open(address, reuse, workers).map_err(refused)?;
+                    let bound = socket::local_address(sockets[0].as_fd())?;
+                    listeners.hand_out(bound, sockets)?;
+                    listeners.doors.push(Door::Tcp(bound));
+                }
+                Door::Udp(address) => {
+                    let sockets = open_udp(address, reuse, workers).map_err(refused)?;
+                    listeners.doors.push(Door::Udp(socket::local_address(sockets[0].as_fd())?));
+                    listeners.deal(&sockets)?;
+                }
+                Door::Rendezvous(address) => {
+                    let [datagrams, questions, connections] = open_rendezvous(address, workers).map_err(refused)?;
+                    let bound = socket::local_address(connections[0].as_fd())?;
+                    listeners.deal(&datagrams)?;
+                    listeners.deal(&questions)?;
+                    listeners.hand_out(bound, connections)?;
+                    listeners.doors.push(Door::Rendezvous(bound));
                 }
             }
-        } else {
-            for (address, sockets) in activated {
-                listeners.hand_out(address, sockets)?;
-            }
+        }
+        if settings.doors.iter().any(|door| matches!(door, Door::Rendezvous(_))) && workers > 1 {
+            listeners.connect_workers()?;
         }
         Ok(listeners)
+    }
+
+    /// Gives each worker an end from which it takes what others pass to it, and one to each worker. They stay with their number,
+    /// as listening sockets do. What finds no room does not wait.
+    fn connect_workers(&mut self) -> io::Result<()> {
+        let mut outboxes = Vec::new();
+        for sockets in &mut self.of_workers {
+            let (inbox, outbox) = sys::control::pair()?;
+            socket::set_nonblocking(inbox.as_fd())?;
+            socket::set_nonblocking(outbox.as_fd())?;
+            sockets.push(inbox);
+            outboxes.push(outbox);
+        }
+        for sockets in &mut self.of_workers {
+            for outbox in &outboxes {
+                sockets.push(outbox.try_clone()?);
+            }
+        }
+        Ok(())
     }
 
     /// Prepares the listening sockets of one address, and deals them to the workers.
@@ -65,7 +101,6 @@ impl Listeners {
             socket::keep_alive(socket.as_fd(), tcp::LIVENESS)?;
         }
         self.deal(&sockets)?;
-        self.doors.push(Door::Tcp(address));
         self.own_addresses.push(SocketAddr::new(address.ip().to_canonical(), address.port()));
         if address.ip().is_unspecified() && socket::takes_ipv4(sockets[0].as_fd()) {
             self.own_addresses.push(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()));
@@ -99,9 +134,37 @@ fn open(address: SocketAddr, reuse: bool, workers: usize) -> io::Result<Vec<Owne
     Ok(sockets)
 }
 
+/// Sockets for datagrams, for datagrams to the next port, and for connections: of each one for each worker. Datagrams go to the
+/// worker that their first byte tells.
+fn open_rendezvous(address: SocketAddr, workers: usize) -> io::Result<[Vec<OwnedFd>; 3]> {
+    let mut opened = open_port_pair(address, workers);
+    for _ in 1..limits::PORT_PAIR_TRIES {
+        // The next port was taken: another free one has another next.
+        if address.port() == 0 && opened.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse) {
+            opened = open_port_pair(address, workers);
+        }
+    }
+    opened
+}
+
+fn open_port_pair(address: SocketAddr, workers: usize) -> io::Result<[Vec<OwnedFd>; 3]> {
+    let datagrams = open_udp(address, false, workers)?;
+    let bound = socket::local_address(datagrams[0].as_fd())?;
+    let next = bound.port().checked_add(1).ok_or(io::ErrorKind::AddrInUse)?;
+    let questions = open_udp(SocketAddr::new(bound.ip(), next), false, workers)?;
+    for sockets in [&datagrams, &questions].into_iter().filter(|sockets| sockets.len() > 1) {
+        udp::steer_by_first_byte(sockets[0].as_fd(), u32::try_from(workers).unwrap_or(u32::MAX))?;
+    }
+    Ok([datagrams, questions, open(bound, false, workers)?])
+}
+
 /// One socket for each worker on the same address.
 fn open_udp(address: SocketAddr, reuse: bool, workers: usize) -> io::Result<Vec<OwnedFd>> {
-    let first = bind_when_free(address, reuse || workers > 1)?;
+    let shared = reuse || workers > 1;
+    if shared && !reuse && address.port() != 0 {
+        drop(bind_when_free(address, false)?); // as for listeners: it is shared with nobody else's
+    }
+    let first = bind_when_free(address, shared)?;
     let bound = socket::local_address(first.as_fd())?;
     let mut sockets = vec![first];
     for _ in 1..workers {

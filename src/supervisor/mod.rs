@@ -62,13 +62,15 @@ pub struct Settings {
 pub enum Door {
     Tcp(SocketAddr),
     Udp(SocketAddr),
+    /// TCP and UDP on this port, and UDP on the next.
+    Rendezvous(SocketAddr),
 }
 
 impl Door {
     #[must_use]
     pub fn address(self) -> SocketAddr {
         match self {
-            Self::Tcp(address) | Self::Udp(address) => address,
+            Self::Tcp(address) | Self::Udp(address) | Self::Rendezvous(address) => address,
         }
     }
 }
@@ -78,6 +80,7 @@ impl std::fmt::Display for Door {
         match self {
             Self::Tcp(address) => write!(f, "tcp {address}"),
             Self::Udp(address) => write!(f, "udp {address}"),
+            Self::Rendezvous(address) => write!(f, "rendezvous {address}"),
         }
     }
 }
@@ -87,6 +90,7 @@ impl Settings {
     fn standing(&self) -> [(&'static str, String); 8] {
         let (listening, services) = match &self.worker {
             worker::Settings::Gateway(_) => ("addr", String::new()),
+            worker::Settings::Rendezvous { .. } => ("addr or rendezvous", String::new()),
             worker::Settings::Tunnel(udp) => ("listening addresses", udp.outline()),
         };
         [
@@ -275,6 +279,15 @@ fn plan(settings: Settings, engine: Kind, own_addresses: &[SocketAddr]) -> io::R
         worker::Settings::Gateway(tcp) => {
             tcp.connections_max = admitted(tcp.connections_max, descriptors / 2); // the client's and the backend's
             tcp.own_addresses = own_addresses.to_vec();
+        }
+        worker::Settings::Rendezvous { gateway: Some(tcp), rendezvous } => {
+            let peers = rendezvous.peers_max.min(descriptors / 2);
+            rendezvous.peers_max = admitted(rendezvous.peers_max, peers);
+            tcp.connections_max = admitted(tcp.connections_max, (descriptors - peers) / 2);
+            tcp.own_addresses = own_addresses.to_vec();
+        }
+        worker::Settings::Rendezvous { gateway: None, rendezvous } => {
+            rendezvous.peers_max = admitted(rendezvous.peers_max, descriptors);
         }
         worker::Settings::Tunnel(udp) => udp.connections_max = admitted(udp.connections_max, descriptors),
     }

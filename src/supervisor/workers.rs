@@ -130,7 +130,7 @@ impl Keeper {
                         return end(child, limits::STOP_PATIENCE).await;
                     }
                     if !Arc::ptr_eq(&now.plan, &known.plan) {
-                        let order = Order::Reload { settings: now.plan.settings.clone() };
+                        let order = Order::Reload { settings: now.plan.settings.of_worker(self.number) };
                         tell(&control, order, Some(&now.plan.keys)).await?;
                     }
                     known = now;
@@ -183,7 +183,7 @@ impl Keeper {
             .spawn()?;
         let ours = std::os::unix::net::UnixDatagram::from(ours);
         let plan = self.state.borrow().plan.clone();
-        let boot = Order::Boot { engine: plan.engine, log: plan.log, settings: plan.settings.clone() };
+        let boot = Order::Boot { engine: plan.engine, log: plan.log, settings: plan.settings.of_worker(self.number) };
         let sockets: Vec<_> = self.sockets.iter().map(AsFd::as_fd).collect();
         sys::control::send(ours.as_fd(), &boot.encode(Some(&plan.keys))?, &sockets)?;
         ours.set_nonblocking(true)?;

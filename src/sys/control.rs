@@ -8,7 +8,7 @@ use nix::sys::socket::{
 };
 
 /// The most descriptors one message carries; the kernel's own bound is 253.
-pub const DESCRIPTORS_MAX: usize = 64;
+pub const DESCRIPTORS_MAX: usize = 192;
 
 /// Two connected ends. Each message arrives whole; the end of the other process reads as an empty message.
 ///

@@ -202,6 +202,14 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     count(n)
 }
 
+/// As [`receive`], and leaves it to be received.
+///
+/// # Errors
+/// `EAGAIN` when nothing has arrived.
+pub fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    Ok(nix::sys::socket::recv(socket.as_raw_fd(), buffer, nix::sys::socket::MsgFlags::MSG_PEEK)?)
+}
+
 /// Sends what the socket takes.
 ///
 /// # Errors

@@ -59,6 +59,38 @@ pub fn enlarge_buffers(socket: BorrowedFd<'_>) {
     }
 }
 
+/// Lets the first byte of a datagram choose among the `sockets` that share an address: its remainder by their number is the place
+/// in the order in which they were bound. An empty datagram goes to the first. Said of one of them, it holds for all.
+///
+/// The places are those of sockets that are open: when one is closed the last takes its place. So whoever relies on them keeps all
+/// of them.
+///
+/// # Errors
+/// `EINVAL` when the socket shares no address.
+pub fn steer_by_first_byte(socket: BorrowedFd<'_>, sockets: u32) -> io::Result<()> {
+    let step = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let mut program = [
+        step(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0),
+        step(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, sockets.max(1)),
+        step(libc::BPF_RET | BPF_A, 0),
+    ];
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: the option is a sock_fprog, which outlives the call as does its program; the kernel copies both.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const filter).cast(),
+            size_of_val(&filter) as u32,
+        )
+    };
+    if set == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The answer of a program is what it has in its register.
+const BPF_A: u32 = 0x10;
+
 fn open(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     if address.is_ipv6() {
@@ -365,6 +397,24 @@ mod tests {
         assert_eq!(outlet.send(ours.as_fd(), &batch).expect("it is sent"), 3_000);
         assert_eq!(outlet.plain, PLAIN - 150);
         assert_eq!(receive_all(&theirs, 150), vec![vec![7; 20]; 150]);
+    }
+
+    #[test]
+    fn the_first_byte_of_a_datagram_chooses_the_socket_wherever_it_comes_from() {
+        for ip in LOOPBACKS {
+            let first = bind(SocketAddr::new(ip, 0), true).expect("a free port");
+            let to = local_address(first.as_fd()).expect("it is bound");
+            let others = [0; 2].map(|_| bind(to, true).expect("the port is shared"));
+            let sockets: Vec<_> = [first].into_iter().chain(others).collect();
+            steer_by_first_byte(sockets[0].as_fd(), 3).expect("they share the port");
+            for first_byte in (0..=255).rev() {
+                let peer = bound(ip);
+                let batch = Batch { bytes: &[first_byte, 99], segment_bytes: 2, to, from: None, whole: false };
+                Outlet::default().send(peer.as_fd(), &batch).expect("it is sent");
+                let received = receive_all(&sockets[usize::from(first_byte) % 3], 1);
+                assert_eq!(received, [[first_byte, 99]]);
+            }
+        }
     }
 
     #[test]

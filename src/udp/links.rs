@@ -126,6 +126,9 @@ impl Links {
     pub(super) fn accept(&mut self, socket: OwnedFd, now: Instant, engine: &mut Engine) -> io::Result<u32> {
         let number = self.add(socket, State::Open, engine)?;
         self.unproven.push_back((now + limits::HANDSHAKE_TIMEOUT, number));
+        if self.unproven.len() > limits::STRANGERS_MAX {
+            self.drop_stranger();
+        }
         Ok(number)
     }
 
@@ -320,9 +323,20 @@ impl Links {
     /// Ends those who have proved nothing in time.
     pub(super) fn expire(&mut self, now: Instant) {
         while let Some((_, number)) = self.unproven.pop_front_if(|(until, _)| *until <= now) {
-            if self.of.get(&number).is_some_and(|link| !link.is_proven) {
-                self.fail(number, Some(io::ErrorKind::TimedOut.into()));
-            }
+            self.fail_unproven(number);
+        }
+    }
+
+    /// Ends the one who has waited longest, so that those who say nothing keep nobody out.
+    fn drop_stranger(&mut self) {
+        if let Some((_, number)) = self.unproven.pop_front() {
+            self.fail_unproven(number);
+        }
+    }
+
+    fn fail_unproven(&mut self, number: u32) {
+        if self.of.get(&number).is_some_and(|link| !link.is_proven) {
+            self.fail(number, Some(io::ErrorKind::TimedOut.into()));
         }
     }
 

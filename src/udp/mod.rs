@@ -19,6 +19,7 @@ mod provider;
 mod pulse;
 mod punching;
 mod reach;
+pub mod rendezvous;
 mod sessions;
 mod settings;
 mod status;

@@ -106,6 +106,7 @@ impl std::fmt::Display for Loss {
             Self::Tunnel(LostReason::Closed(CloseReason::Done)) => "it needs this tunnel no more",
             Self::Tunnel(LostReason::Closed(CloseReason::Leaving)) => "it was stopped",
             Self::Tunnel(LostReason::Closed(CloseReason::Fault)) => "it found a fault in what it was sent",
+            Self::Tunnel(LostReason::Closed(CloseReason::Full)) => "it has as many peers as it bears",
             Self::Tunnel(LostReason::Closed(CloseReason::Other(_))) => "it has closed the tunnel",
             Self::Tunnel(LostReason::Fault) => "it did what the protocol forbids",
             Self::Kcptun(kcptun::LostReason::Silent) => "it is silent: is it there, with this key and this crypt?",
@@ -122,6 +123,13 @@ impl Peers {
 
     pub(super) fn kcptun(endpoint: kcptun::Endpoint) -> Self {
         Self::Kcptun(Box::new(Kcptun { endpoint, begun: VecDeque::new() }))
+    }
+
+    pub(super) fn endpoint(&mut self) -> Option<&mut tunnel::Endpoint> {
+        match self {
+            Self::Tunnels(endpoint) => Some(endpoint),
+            Self::Kcptun(_) => None,
+        }
     }
 
     pub(super) fn serve(&mut self, key: Arc<tunnel::Key>, name: ServiceName, service: tunnel::Service) {

@@ -38,8 +38,8 @@ struct Peer {
     /// Why the last one found nothing.
     why: Option<Why>,
     won: Won,
-    /// Datagrams sent so far.
-    sent: u64,
+    /// When traffic was last sent.
+    sent_at: Option<u64>,
     due: Instant,
 }
 
@@ -71,7 +71,7 @@ impl Ways {
             punching: None,
             why: None,
             won: Won::default(),
-            sent: 0,
+            sent_at: None,
             due: context.now,
         };
         self.of.insert(id, peer);
@@ -194,9 +194,9 @@ impl Ways {
 impl Peer {
     /// What wants to arrive at the peer shows by its silence that a way is dead.
     fn note_sent(&mut self, id: PeerId, context: &mut Context) {
-        let Some(sent) = context.peers.get(id).and_then(|peer| peer.sent()) else { return };
-        if std::mem::replace(&mut self.sent, sent) < sent {
-            self.paths.sent(context.now_us());
+        let Some(sent_at) = context.peers.tunnel(id).and_then(|tunnel| tunnel.traffic_sent_at()) else { return };
+        if std::mem::replace(&mut self.sent_at, Some(sent_at)) != Some(sent_at) {
+            self.paths.sent(sent_at);
             self.due = self.due.min(context.time_of(self.paths.next_timeout()));
         }
     }

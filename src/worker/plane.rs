@@ -1,4 +1,5 @@
-//! What a worker does: one of the data planes, with the addresses that its runtime finds for it.
+//! What a worker does: one of the data planes, or a gateway and a rendezvous on one engine, with the addresses that its runtime
+//! finds for them.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,26 +14,59 @@ use crate::limits;
 use crate::names::{Found, Names};
 use crate::proto::token::Keyring;
 use crate::tcp::{self, Tcp};
-use crate::udp::{self, Udp};
+use crate::udp::{
+    self, Udp,
+    rendezvous::{self, Rendezvous},
+};
 
 /// What a worker is told to be.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Settings {
     Gateway(tcp::Settings),
     Tunnel(udp::Settings),
+    /// Its sockets come last.
+    Rendezvous {
+        gateway: Option<tcp::Settings>,
+        rendezvous: rendezvous::Settings,
+    },
+}
+
+impl Settings {
+    /// As one of the workers has them.
+    #[must_use]
+    pub fn of_worker(&self, number: usize) -> Self {
+        let mut settings = self.clone();
+        if let Self::Rendezvous { rendezvous, .. } = &mut settings {
+            rendezvous.worker = number;
+        }
+        settings
+    }
+
+    /// Sockets that are watched, about.
+    fn watched(&self) -> usize {
+        match self {
+            Self::Gateway(tcp) => 2 * tcp.connections_max,
+            Self::Tunnel(udp) => udp.connections_max,
+            Self::Rendezvous { gateway, rendezvous } => {
+                rendezvous.peers_max + gateway.as_ref().map_or(0, |tcp| 2 * tcp.connections_max)
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct Plane {
     engine: Engine,
-    table: Table,
+    tables: Tables,
     draining: bool,
 }
 
-#[derive(Debug)]
-enum Table {
-    Gateway(Box<Tcp>, UnboundedReceiver<Found<tcp::Key>>),
-    Tunnel(Box<Udp>, UnboundedReceiver<Found<udp::Asker>>),
+/// What there is in this worker; those that are both there share the engine.
+#[derive(Debug, Default)]
+struct Tables {
+    gateway: Option<(Box<Tcp>, UnboundedReceiver<Found<tcp::Key>>)>,
+    tunnel: Option<(Box<Udp>, UnboundedReceiver<Found<udp::Asker>>)>,
+    rendezvous: Option<Box<Rendezvous>>,
 }
 
 impl Plane {
@@ -41,26 +75,25 @@ impl Plane {
     pub(super) fn new(
         engine: Kind,
         runtime: OwnedFd,
-        sockets: Vec<OwnedFd>,
+        mut sockets: Vec<OwnedFd>,
         keys: Keyring,
         settings: Settings,
     ) -> io::Result<Self> {
-        let watched = match &settings {
-            Settings::Gateway(settings) => 2 * settings.connections_max,
-            Settings::Tunnel(settings) => settings.connections_max,
-        };
-        let engine = Engine::new(engine, watched, runtime)?;
-        let table = match settings {
-            Settings::Gateway(settings) => {
-                let (names, found) = Names::new();
-                Table::Gateway(Box::new(Tcp::new(engine.clone(), sockets, names, keys, settings)?), found)
-            }
+        let engine = Engine::new(engine, settings.watched(), runtime)?;
+        let mut tables = Tables::default();
+        match settings {
+            Settings::Gateway(settings) => tables.gateway = Some(gateway(&engine, sockets, keys, settings)?),
             Settings::Tunnel(settings) => {
                 let (names, found) = Names::new();
-                Table::Tunnel(Box::new(Udp::new(engine.clone(), sockets, names, keys, settings)?), found)
+                tables.tunnel = Some((Box::new(Udp::new(engine.clone(), sockets, names, keys, settings)?), found));
             }
-        };
-        Ok(Self { engine, table, draining: false })
+            Settings::Rendezvous { gateway: tcp, rendezvous } => {
+                let own = sockets.split_off(sockets.len().saturating_sub(rendezvous.sockets()));
+                tables.rendezvous = Some(Box::new(Rendezvous::new(engine.of_second_plane(), own, &keys, rendezvous)?));
+                tables.gateway = tcp.map(|settings| gateway(&engine, sockets, keys, settings)).transpose()?;
+            }
+        }
+        Ok(Self { engine, tables, draining: false })
     }
 
     /// One turn: waits for something to happen, at most for `patience`, and deals with it. True when the runtime has something
@@ -68,33 +101,41 @@ impl Plane {
     ///
     /// # Errors
     /// When the engine fails; the worker cannot go on.
-    pub(super) fn turn(&mut self, patience: Duration) -> io::Result<bool> {
-        let patience = match &self.table {
-            Table::Gateway(tcp, _) => tcp.patience(patience),
-            Table::Tunnel(udp, _) => udp.patience(patience),
-        };
-        let runtime = self.engine.wait_for_all(patience)?;
-        let asks = match &mut self.table {
-            Table::Gateway(tcp, _) => tcp.turn(),
-            Table::Tunnel(udp, _) => udp.turn(),
-        };
-        Ok(runtime || asks)
+    pub(super) fn turn(&mut self, mut patience: Duration) -> io::Result<bool> {
+        let Tables { gateway, tunnel, rendezvous } = &mut self.tables;
+        if let Some((tcp, _)) = gateway {
+            patience = tcp.patience(patience);
+        }
+        if let Some((udp, _)) = tunnel {
+            patience = udp.patience(patience);
+        }
+        if let Some(rendezvous) = rendezvous {
+            patience = rendezvous.patience(patience);
+        }
+        let mut runtime = self.engine.wait_for_all(patience)?;
+        if let Some((tcp, _)) = gateway {
+            runtime |= tcp.turn();
+        }
+        if let Some((udp, _)) = tunnel {
+            runtime |= udp.turn();
+        }
+        if let Some(rendezvous) = rendezvous {
+            rendezvous.turn();
+        }
+        Ok(runtime)
     }
 
     /// Games under way, and what is to become one.
     pub(super) fn connections(&self) -> usize {
-        match &self.table {
-            Table::Gateway(tcp, _) => tcp.connections(),
-            Table::Tunnel(udp, _) => udp.connections(),
-        }
+        let Tables { gateway, tunnel, rendezvous } = &self.tables;
+        gateway.as_ref().map_or(0, |(tcp, _)| tcp.connections())
+            + tunnel.as_ref().map_or(0, |(udp, _)| udp.connections())
+            + rendezvous.as_ref().map_or(0, |rendezvous| rendezvous.connections())
     }
 
     pub(super) fn status(&mut self) -> Status {
         let connections = self.connections();
-        let mut peers = match &mut self.table {
-            Table::Gateway(..) => Vec::new(),
-            Table::Tunnel(udp, _) => udp.peers(),
-        };
+        let mut peers = self.tables.tunnel.as_mut().map(|(udp, _)| udp.peers()).unwrap_or_default();
         let peers_left_out = peers.len().saturating_sub(limits::PEERS_SHOWN_MAX);
         peers.truncate(limits::PEERS_SHOWN_MAX);
         Status { connections, peers, peers_left_out }
@@ -108,44 +149,74 @@ impl Plane {
     /// Lets in nobody any more.
     pub(super) fn drain(&mut self) {
         self.draining = true;
-        match &mut self.table {
-            Table::Gateway(tcp, _) => tcp.drain(),
-            Table::Tunnel(udp, _) => udp.drain(),
+        let Tables { gateway, tunnel, rendezvous } = &mut self.tables;
+        if let Some((tcp, _)) = gateway {
+            tcp.drain();
+        }
+        if let Some((udp, _)) = tunnel {
+            udp.drain();
+        }
+        if let Some(rendezvous) = rendezvous {
+            rendezvous.drain();
         }
     }
 
     /// Ends all games now.
     pub(super) fn stop(&mut self) {
-        match &mut self.table {
-            Table::Gateway(tcp, _) => tcp.stop(),
-            Table::Tunnel(udp, _) => udp.stop(),
+        if let Some((tcp, _)) = &mut self.tables.gateway {
+            tcp.stop();
+        }
+        if let Some((udp, _)) = &mut self.tables.tunnel {
+            udp.stop();
         }
     }
 
     /// The last words of a worker that ends.
     pub(super) fn leave(&mut self) {
-        match &mut self.table {
-            Table::Gateway(..) => {}
-            Table::Tunnel(udp, _) => udp.leave(),
+        if let Some((udp, _)) = &mut self.tables.tunnel {
+            udp.leave();
+        }
+        if let Some(rendezvous) = &mut self.tables.rendezvous {
+            rendezvous.leave();
         }
     }
 
     /// Puts new secrets and settings in force. A worker stays what it is.
     pub(super) fn reload(&mut self, keys: Keyring, settings: Settings) {
-        match (&mut self.table, settings) {
-            (Table::Gateway(tcp, _), Settings::Gateway(settings)) => tcp.reload(keys, settings),
-            (Table::Tunnel(udp, _), Settings::Tunnel(settings)) => udp.reload(keys, settings),
-            (Table::Gateway(..) | Table::Tunnel(..), _) => {}
+        let Tables { gateway, tunnel, rendezvous } = &mut self.tables;
+        let (new_gateway, new_tunnel, new_rendezvous) = match settings {
+            Settings::Gateway(tcp) => (Some(tcp), None, None),
+            Settings::Tunnel(udp) => (None, Some(udp), None),
+            Settings::Rendezvous { gateway, rendezvous } => (gateway, None, Some(rendezvous)),
+        };
+        if let (Some(rendezvous), Some(settings)) = (rendezvous, new_rendezvous) {
+            rendezvous.reload(&keys, settings);
+        }
+        if let (Some((udp, _)), Some(settings)) = (tunnel, new_tunnel) {
+            udp.reload(keys, settings);
+        } else if let (Some((tcp, _)), Some(settings)) = (gateway, new_gateway) {
+            tcp.reload(keys, settings);
         }
     }
 
     /// Waits for an address that somebody asked for, and hands it over. Nothing is lost when this is cancelled.
     pub(super) async fn hear_names(&mut self) {
-        match &mut self.table {
-            Table::Gateway(tcp, found) => tcp.handle_found(next(found).await),
-            Table::Tunnel(udp, found) => udp.handle_found(next(found).await),
+        match &mut self.tables {
+            Tables { gateway: Some((tcp, found)), .. } => tcp.handle_found(next(found).await),
+            Tables { tunnel: Some((udp, found)), .. } => udp.handle_found(next(found).await),
+            Tables { .. } => std::future::pending().await,
         }
     }
+}
+
+fn gateway(
+    engine: &Engine,
+    listeners: Vec<OwnedFd>,
+    keys: Keyring,
+    settings: tcp::Settings,
+) -> io::Result<(Box<Tcp>, UnboundedReceiver<Found<tcp::Key>>)> {
+    let (names, found) = Names::new();
+    Ok((Box::new(Tcp::new(engine.clone(), listeners, names, keys, settings)?), found))
 }
 
 /// Waits for ever where nobody asks.

@@ -14,6 +14,7 @@
 //! Deliberately absent: sockets; how a peer proves its key (`proto::tunnel` does); how two peers find a direct path.
 
 pub mod client;
+pub mod meter;
 pub mod registry;
 pub mod wire;
 

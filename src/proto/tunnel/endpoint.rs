@@ -88,8 +88,8 @@ impl Endpoint {
     #[must_use]
     pub fn new(settings: Settings, seed: [u8; 32]) -> Self {
         Self {
+            greeter: Greeter::new(settings.handshakes_per_second, &seed),
             settings,
-            greeter: Greeter::new(&seed),
             random: Random::new(seed),
             ids: HashMap::new(),
             slots: Slab::new(),

@@ -60,6 +60,8 @@ pub enum CloseReason {
     Leaving,
     /// The peer did what the protocol forbids.
     Fault,
+    /// The provider has as many peers as it bears.
+    Full,
     /// Another of a later version.
     Other(u8),
 }
@@ -84,13 +86,14 @@ pub enum ResetReason {
 }
 
 impl CloseReason {
-    const KNOWN: [Self; 3] = [Self::Done, Self::Leaving, Self::Fault];
+    const KNOWN: [Self; 4] = [Self::Done, Self::Leaving, Self::Fault, Self::Full];
 
     pub(super) fn to_byte(self) -> u8 {
         match self {
             Self::Done => 0,
             Self::Leaving => 1,
             Self::Fault => 2,
+            Self::Full => 3,
             Self::Other(byte) => byte,
         }
     }

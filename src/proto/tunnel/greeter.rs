@@ -24,16 +24,12 @@ const PENDING_US: u64 = 30_000_000;
 /// Offers that are known and not answered again. Over it the oldest is forgotten.
 const KNOWN_MAX: usize = 1024;
 
-/// Handshakes in a second, and at once. At 200 µs each that is 1 % of a processor.
-const PER_SECOND: u64 = 50;
-const AT_ONCE: u64 = 100;
-
 #[derive(Debug)]
 pub struct Greeter {
     services: Vec<Served>,
     pending: VecDeque<Pending>,
     known: VecDeque<Fingerprint>,
-    allowance: Allowance<PER_SECOND, AT_ONCE>,
+    allowance: Allowance,
     tries: Tries,
 }
 
@@ -78,13 +74,13 @@ pub enum Greeting {
 }
 
 impl Greeter {
-    /// `seed` may be used for other things, too.
-    pub fn new(seed: &[u8; 32]) -> Self {
+    /// `per_second`: handshakes that are answered, in the long run; each costs 200 µs. `seed` may be used for other things, too.
+    pub fn new(per_second: u64, seed: &[u8; 32]) -> Self {
         Self {
             services: Vec::new(),
             pending: VecDeque::new(),
             known: VecDeque::new(),
-            allowance: Allowance::new(),
+            allowance: Allowance::new(per_second),
             tries: Tries::new(seed),
         }
     }

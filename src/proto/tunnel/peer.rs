@@ -25,6 +25,7 @@ use super::seal::Session;
 use super::sessions::Sessions;
 use super::stream::StreamId;
 use super::streams::Streams;
+use super::wire::Id;
 use super::{Service, ServiceName, Settings, Status, Traffic};
 use crate::proto::kcp::Buffers;
 
@@ -298,6 +299,12 @@ impl Tunnel {
     #[must_use]
     pub fn traffic_sent_at(&self) -> Option<u64> {
         self.traffic_sent_at
+    }
+
+    /// Of the key under which it was begun.
+    #[must_use]
+    pub fn key_id(&self) -> Id {
+        self.key.id()
     }
 
     /// The service that it leads to.

@@ -15,17 +15,17 @@ use std::net::{IpAddr, SocketAddr};
 use zeroize::Zeroizing;
 
 use super::keys::expand;
+use super::way::is_virtual;
 
 /// Limits that all addresses share. With [`PER_SECOND`] 5,120 failures a second, 5 % of a processor.
 const CELLS: usize = 256;
 
-/// Failures of one address, in a second and at once. A visitor with a wrong secret asks 10 times in 30 s, so 50 of them may stand
-/// behind the address of a genuine one.
+/// Failures of one address in a second. A visitor with a wrong secret asks 10 times in 30 s, so 50 of them may stand behind the
+/// address of a genuine one.
 const PER_SECOND: u64 = 20;
-const AT_ONCE: u64 = 40;
 
 pub struct Tries {
-    cells: [Allowance<PER_SECOND, AT_ONCE>; CELLS],
+    cells: [Allowance; CELLS],
     /// So that nobody can choose whose limit his addresses share.
     salt: Zeroizing<[u8; 16]>,
 }
@@ -35,43 +35,45 @@ impl Tries {
     pub fn new(seed: &[u8; 32]) -> Self {
         let mut salt = Zeroizing::new([0; 16]);
         expand(seed, "tries", &mut *salt);
-        Self { cells: [const { Allowance::new() }; CELLS], salt }
+        Self { cells: [const { Allowance::new(PER_SECOND) }; CELLS], salt }
     }
 
     /// Of whoever speaks from that address.
-    pub fn of(&mut self, from: SocketAddr) -> &mut Allowance<PER_SECOND, AT_ONCE> {
+    pub fn of(&mut self, from: SocketAddr) -> &mut Allowance {
         let mut hasher = DefaultHasher::new();
         hasher.write(&*self.salt);
-        hasher.write_u64(network(from.ip()));
+        hasher.write_u64(network(from));
         &mut self.cells[hasher.finish() as usize % CELLS]
     }
 }
 
-/// What one party is likely to have only one of: an address of IPv4, a /64 of IPv6.
-fn network(address: IpAddr) -> u64 {
-    match address.to_canonical() {
+/// What one party is likely to have only one of: an address of IPv4, a /64 of IPv6, a connection.
+fn network(address: SocketAddr) -> u64 {
+    match address.ip().to_canonical() {
         IpAddr::V4(address) => address.to_bits().into(),
-        IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
+        IpAddr::V6(ip) if is_virtual(address) => ip.to_bits() as u64,
+        IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64,
     }
 }
 
-/// How often something may be done: so many times in a second, and so many at once.
+/// How often something may be done: so many times in a second, and twice as many at once.
 #[derive(Debug)]
-pub struct Allowance<const PER_SECOND: u64, const AT_ONCE: u64> {
+pub struct Allowance {
+    per_second: u64,
     /// In parts of a million.
     left: u64,
     at: u64,
 }
 
-impl<const PER_SECOND: u64, const AT_ONCE: u64> Allowance<PER_SECOND, AT_ONCE> {
-    pub const fn new() -> Self {
-        Self { left: AT_ONCE * 1_000_000, at: 0 }
+impl Allowance {
+    pub const fn new(per_second: u64) -> Self {
+        Self { per_second, left: 2 * per_second * 1_000_000, at: 0 }
     }
 
     pub fn is_left(&mut self, now: u64) -> bool {
         let passed = now.saturating_sub(self.at);
         self.at = self.at.max(now);
-        self.left = self.left.saturating_add(passed.saturating_mul(PER_SECOND)).min(AT_ONCE * 1_000_000);
+        self.left = self.left.saturating_add(passed.saturating_mul(self.per_second)).min(2 * self.per_second * 1_000_000);
         self.left >= 1_000_000
     }
 
@@ -93,7 +95,7 @@ mod tests {
 
     #[test]
     fn an_allowance_is_used_up_and_comes_back() {
-        let mut allowance = Allowance::<50, 100>::new();
+        let mut allowance = Allowance::new(50);
         let mut count = |now| {
             let mut count = 0;
             while allowance.is_left(now) {

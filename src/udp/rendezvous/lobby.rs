@@ -1,0 +1,150 @@
+//! Connections that have to be shown to the right worker. All peers of a key meet in one worker, and which that is tells the
+//! first byte of the first packet, as for datagrams it tells the kernel. A connection may come to any worker: that one looks at
+//! its first bytes without taking them, and hands the descriptor on.
+//!
+//! Whoever says nothing is let go after a while, and earlier when too many wait: the one who has waited longest. A connection
+//! that finds no room on its way to another worker is let go, too; its peer comes again.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use super::settings::Settings;
+use crate::engine::{Engine, Token};
+use crate::limits;
+use crate::sys::{control, socket};
+
+/// `length u16 | first byte of the packet`: as much as has to be seen.
+const HEAD_BYTES: usize = 3;
+
+/// Connections taken from other workers in a turn.
+const TAKEN_PER_TURN: usize = 64;
+
+#[derive(Debug)]
+pub(super) struct Lobby {
+    waiting: HashMap<u32, OwnedFd>,
+    /// By when, with some that have left already.
+    order: VecDeque<(Instant, u32)>,
+    last_number: u32,
+    /// Where connections from other workers arrive, and whether some may have.
+    inbox: OwnedFd,
+    has_mail: bool,
+    /// To each worker.
+    outboxes: Vec<OwnedFd>,
+}
+
+impl Lobby {
+    pub(super) fn new(inbox: OwnedFd, outboxes: Vec<OwnedFd>, engine: &mut Engine) -> io::Result<Self> {
+        engine.watch_arrivals(inbox.as_fd(), Token::new(super::MAIL, 0, 0))?;
+        Ok(Self { waiting: HashMap::new(), order: VecDeque::new(), last_number: 0, inbox, has_mail: true, outboxes })
+    }
+
+    /// Lets somebody wait until it has said who it is.
+    pub(super) fn add(&mut self, connection: OwnedFd, now: Instant, engine: &mut Engine) -> io::Result<()> {
+        let number = self.new_number();
+        engine.watch(connection.as_fd(), token(number))?;
+        self.waiting.insert(number, connection);
+        self.order.push_back((now + limits::HANDSHAKE_TIMEOUT, number));
+        if self.order.len() > limits::STRANGERS_MAX {
+            self.drop_first(engine);
+        }
+        Ok(())
+    }
+
+    fn new_number(&mut self) -> u32 {
+        loop {
+            self.last_number = Token::new(0, self.last_number + 1, 0).generation;
+            if !self.waiting.contains_key(&self.last_number) {
+                return self.last_number;
+            }
+        }
+    }
+
+    fn drop_first(&mut self, engine: &mut Engine) {
+        if let Some((_, number)) = self.order.pop_front()
+            && let Some(connection) = self.waiting.remove(&number)
+        {
+            engine.forget(connection, token(number));
+        }
+    }
+
+    /// Something has arrived. A connection comes back when it is at home here.
+    pub(super) fn note(&mut self, number: u32, settings: &Settings, engine: &mut Engine) -> Option<OwnedFd> {
+        let mut head = [0; HEAD_BYTES];
+        match socket::peek(self.waiting.get(&number)?.as_fd(), &mut head) {
+            Ok(HEAD_BYTES) => {}
+            Ok(1..) => return None,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            Ok(0) | Err(_) => {
+                engine.forget(self.waiting.remove(&number)?, token(number));
+                return None;
+            }
+        }
+        let connection = self.waiting.remove(&number)?;
+        let home = settings.home(head[HEAD_BYTES - 1]);
+        engine.release(connection.as_fd(), token(number));
+        if home == settings.worker {
+            return Some(connection);
+        }
+        let outbox = self.outboxes.get(home)?;
+        if let Err(error) = control::send(outbox.as_fd(), &[0], &[connection.as_fd()]) {
+            tracing::debug!(%error, worker = home, "a connection finds no room at the worker it belongs to");
+        }
+        None
+    }
+
+    pub(super) fn watch_again(&mut self, number: u32, engine: &mut Engine) {
+        if let Some(connection) = self.waiting.get(&number)
+            && let Err(error) = engine.watch(connection.as_fd(), token(number))
+        {
+            tracing::debug!(%error, "a connection is not watched any more; its deadline ends it");
+        }
+    }
+
+    pub(super) fn note_mail(&mut self) {
+        self.has_mail = true;
+    }
+
+    pub(super) fn watch_mail_again(&mut self, engine: &mut Engine) -> io::Result<()> {
+        self.has_mail = true;
+        engine.watch_arrivals(self.inbox.as_fd(), Token::new(super::MAIL, 0, 0))
+    }
+
+    /// Hands out connections from other workers. True when there may be more.
+    pub(super) fn take_mail(&mut self, mut each: impl FnMut(OwnedFd)) -> bool {
+        for _ in 0..TAKEN_PER_TURN {
+            if !self.has_mail {
+                return false;
+            }
+            match control::receive(self.inbox.as_fd(), &mut [0; 1]) {
+                Ok((0, _)) => self.has_mail = false, // no worker is left that could send any
+                Ok((_, connections)) => connections.into_iter().for_each(&mut each),
+                Err(error) => self.has_mail = error.kind() == io::ErrorKind::Interrupted,
+            }
+        }
+        true
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.order.front().map(|(until, _)| *until)
+    }
+
+    pub(super) fn expire(&mut self, now: Instant, engine: &mut Engine) {
+        while self.deadline().is_some_and(|until| until <= now) {
+            self.drop_first(engine);
+        }
+    }
+
+    /// Lets everybody go.
+    pub(super) fn close(&mut self, engine: &mut Engine) {
+        self.order.clear();
+        for (number, connection) in self.waiting.drain() {
+            engine.forget(connection, token(number));
+        }
+    }
+}
+
+fn token(number: u32) -> Token {
+    Token::new(super::LOBBY, number, 0)
+}
