@@ -295,7 +295,7 @@ impl Rendezvous {
     /// What has arrived in the tunnels. True when there may be more.
     fn receive(&mut self) -> bool {
         let now = self.now_us();
-        let more = self.carrier.receive(now, &mut self.peers, |_| {});
+        let more = self.carrier.receive(now, &mut self.peers, |_, _| {});
         self.carrier.links.expire(self.now);
         while self.carrier.links.poll_news(&mut self.engine).is_some() {} // tunnels outlive their links
         if self.peers.next_timeout().is_some_and(|at| at <= now) {
