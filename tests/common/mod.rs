@@ -1,6 +1,7 @@
 //! What every test needs: a real daemon on loopback, real backends, real clients, and patience with a limit.
 #![allow(dead_code, reason = "each test file uses its own part of this module")]
 
+pub mod meeting;
 pub mod tunnel;
 
 use std::io::{self, BufRead, BufReader, Read, Write};
