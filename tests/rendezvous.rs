@@ -63,6 +63,34 @@ on_both_engines! {
 }
 
 on_both_engines! {
+    fn both_ports_tell_a_peer_from_which_address_its_question_came(engine) {
+        for workers in ["1", "2", "4"] {
+            let rendezvous = rendezvous(engine, &["--workers", workers]);
+            let at = address(&rendezvous);
+            let next = SocketAddr::new(at.ip(), at.port() + 1);
+            let (mut peers, flow) = paired([Peer::udp(at), Peer::tcp(at)]);
+            for peer in 0..2 {
+                let fresh = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+                fresh.set_read_timeout(Some(PATIENCE)).expect("a time-out can be set");
+                let ours = fresh.local_addr().expect("it is bound");
+                for (number, to) in (1..).zip([at, next, next, at]) {
+                    let now = peers[peer].now();
+                    let (mut question, mut answer) = (Vec::new(), [0; 2_048]);
+                    peers[peer].tunnel().observe(now, [number; 8], &mut question);
+                    fresh.send_to(&question, to).expect("it is sent");
+                    let (n, from) = fresh.recv_from(&mut answer).expect("it is answered");
+                    assert!(from == to && n <= question.len(), "{n} bytes from {from}");
+                    peers[peer].take(from, &mut answer[..n]);
+                    assert!(peers[peer].observed.contains(&([number; 8], ours)), "{:?}", peers[peer].observed);
+                }
+            }
+            // What was asked from elsewhere has moved nobody.
+            echo(&mut peers, flow, b"as before");
+        }
+    }
+}
+
+on_both_engines! {
     fn the_same_key_takes_the_place_of_a_provider_at_once_and_the_visitor_is_led_there(engine) {
         let rendezvous = rendezvous(engine, &["--workers", "2"]);
         let at = address(&rendezvous);

@@ -60,6 +60,8 @@ pub struct Peer {
     pub arrived: usize,
     /// The connection is no more.
     pub wire_has_ended: bool,
+    /// Answers to questions for an address.
+    pub observed: Vec<([u8; 8], SocketAddr)>,
 }
 
 impl Peer {
@@ -90,10 +92,11 @@ impl Peer {
             lost: 0,
             arrived: 0,
             wire_has_ended: false,
+            observed: Vec::new(),
         }
     }
 
-    fn now(&self) -> u64 {
+    pub fn now(&self) -> u64 {
         self.origin.elapsed().as_micros() as u64
     }
 
@@ -128,6 +131,13 @@ impl Peer {
         }
         self.say();
         self.transmit(now);
+    }
+
+    /// Takes a datagram that came some other way.
+    pub fn take(&mut self, from: SocketAddr, datagram: &mut [u8]) {
+        let now = self.now();
+        self.endpoint.handle_datagram(now, from, datagram);
+        self.step();
     }
 
     fn receive(&mut self, now: u64) {
@@ -195,6 +205,7 @@ impl Peer {
                 let Some(info) = self.tunnel().read_datagram(&mut bytes) else { break };
                 self.datagrams.push((Flow(info.session), bytes));
             },
+            tunnel::Event::Observed { token, address } => self.observed.push((token, address)),
             _ => {}
         }
     }
