@@ -4,7 +4,7 @@ mod sim;
 
 use gateway::proto::tunnel::DatagramInfo;
 use sim::link::{self, Loss};
-use sim::pair::Pair;
+use sim::pair::{Pair, address};
 use sim::side::Accepts;
 use sim::{MS, SECOND};
 
@@ -103,6 +103,34 @@ fn many_datagrams_share_packets() {
     let after = pair.net.stats(pair.visitor);
     assert_eq!(pair.provider().datagrams.len(), 100);
     assert!(after.sent - before.sent <= 7, "{} packets", after.sent - before.sent);
+}
+
+#[test]
+fn datagrams_that_fill_a_packet_each_leave_in_batches_and_arrive_with_their_borders() {
+    let mut pair = Pair::new(1, &link::Settings::delayed_ms(25));
+    let lengths = [&[1_150; 100][..], &[1_149, 1_150, 10, 10, 600, 700, 1_150, 1_150], &[1_100; 50]].concat();
+    for (session, length) in (0..).zip(&lengths) {
+        pair.visitor().tunnel().send_datagram(session, 0, None, &vec![7; *length]);
+    }
+    let (now, mut batches) = (pair.net.now(), 0);
+    let mut datagrams = Vec::new();
+    while let Some(transmit) = pair.visitor().endpoint.poll_transmit(now, &mut datagrams) {
+        let sizes: Vec<_> = datagrams.chunks(transmit.segment_bytes).map(<[u8]>::len).collect();
+        assert!(sizes.len() <= 64 && datagrams.len() <= 65_507, "more than one call takes: {sizes:?}");
+        for datagram in datagrams.chunks_mut(transmit.segment_bytes) {
+            pair.provider().endpoint.handle_datagram(now, address(1), datagram);
+        }
+        datagrams.clear();
+        batches += 1;
+    }
+    assert!(batches <= 12, "{batches} batches");
+    let mut arrived = Vec::new();
+    loop {
+        let mut bytes = Vec::new();
+        let Some(info) = pair.provider().tunnel().read_datagram(&mut bytes) else { break };
+        arrived.push((info.session, bytes.len()));
+    }
+    assert_eq!(arrived, (0..).zip(lengths).collect::<Vec<_>>());
 }
 
 #[test]

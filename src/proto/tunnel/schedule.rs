@@ -192,11 +192,29 @@ impl Tunnel {
 
     fn transmit_small(&mut self, now: u64, out: &mut Vec<u8>) -> Option<Transmit> {
         let transmit = self.transmit_one(out, |this, end, out| this.write_small(now, end, out));
+        if let Some(transmit) = transmit {
+            self.write_like_datagrams(transmit.segment_bytes, out);
+        }
         if transmit.is_some() || self.streams.waiting(Turn::Thin) == 0 {
             return transmit;
         }
         self.cut_long_segment(now, Turn::Thin);
         self.transmit_one(out, |this, end, out| this.write_small(now, end, out))
+    }
+
+    /// Appends packets like the first: of datagrams that fill one each, as packets of bulk do that travel through a rendezvous. The
+    /// last may be shorter.
+    fn write_like_datagrams(&mut self, packet_bytes: usize, out: &mut Vec<u8>) {
+        let (room, most) = (self.frames_room(), (BATCH_BYTES / packet_bytes).min(BATCH_PACKETS));
+        for _ in 1..most {
+            let waiting = self.outgoing.frame_bytes().filter(|bytes| self.splitter.is_empty() && 2 * bytes > room);
+            let Some(bytes) = waiting.filter(|bytes| bytes + OVERHEAD_BYTES <= packet_bytes) else { return };
+            self.packet(packet_bytes, out, |this, _, out| this.outgoing.pop_frame(out));
+            self.pacer.charge_small(bytes);
+            if bytes + OVERHEAD_BYTES < packet_bytes {
+                return;
+            }
+        }
     }
 
     fn write_small(&mut self, now: u64, end: usize, out: &mut Vec<u8>) {
