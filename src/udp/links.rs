@@ -322,7 +322,8 @@ impl Links {
 
     /// Ends those who have proved nothing in time.
     pub(super) fn expire(&mut self, now: Instant) {
-        while let Some((_, number)) = self.unproven.pop_front_if(|(until, _)| *until <= now) {
+        while let Some((_, number)) = self.unproven.front().copied().filter(|(until, _)| *until <= now) {
+            self.unproven.pop_front();
             self.fail_unproven(number);
         }
     }

@@ -75,11 +75,11 @@ struct Racer {
     address: SocketAddr,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Fault {
     NoAddress,
-    /// Nobody takes the connection, as far as is known.
-    Unreachable,
+    /// Nobody takes the connection, and what is known of that.
+    Unreachable(Option<std::io::ErrorKind>),
     /// Somebody takes it and says nothing.
     Silent,
 }
@@ -89,6 +89,9 @@ struct Up {
     tunnel: PeerId,
     stream: StreamId,
     link: Option<u32>,
+    /// One that is tried because there is none, and when the next is.
+    joining: Option<u32>,
+    join_at: Instant,
     /// Where it listens, for both protocols.
     address: SocketAddr,
     /// That, and one of the other family, if it has one.
@@ -146,7 +149,8 @@ impl Via {
         });
         let of_up = self.up.as_ref().map(|up| {
             let suspect_at = up.pulse.asked_at().map(|at| at + limits::VIA_SUSPECT);
-            suspect_at.map_or(up.probe_at, |at| at.min(up.probe_at))
+            let join_at = if up.wants_link() { Some(up.join_at) } else { None };
+            [suspect_at, join_at].into_iter().flatten().fold(up.probe_at, Instant::min)
         });
         [of_client, of_attempt, of_up].into_iter().flatten().min()
     }
@@ -199,7 +203,9 @@ impl Via {
         let Some(untried) = &mut attempt.untried else { return };
         while attempt.next_try <= context.now || attempt.racers.is_empty() {
             let Some((address, kind)) = untried.pop_front() else { break };
-            attempt.fault = Fault::Unreachable;
+            if matches!(attempt.fault, Fault::NoAddress) {
+                attempt.fault = Fault::Unreachable(None);
+            }
             match Racer::start(address, kind, carrier, context) {
                 Some(racer) => {
                     attempt.racers.push(racer);
@@ -222,9 +228,10 @@ impl Via {
         self.client.note_lost(context.now_us(), Haste::Calm);
         if !std::mem::replace(&mut self.told, true) {
             let why = match attempt.fault {
-                Fault::NoAddress => "its name has no address",
-                Fault::Unreachable => "nobody answers there",
-                Fault::Silent => "it takes the connection and says nothing: has it this secret?",
+                Fault::NoAddress => "its name has no address".to_owned(),
+                Fault::Unreachable(None) => "nobody answers there".to_owned(),
+                Fault::Unreachable(Some(why)) => why.to_string(),
+                Fault::Silent => "it takes the connection and says nothing: has it this secret?".to_owned(),
             };
             tracing::warn!(via = %self.host, "rendezvous unreachable: {why}; trying on");
         }
@@ -238,15 +245,23 @@ impl Via {
         {
             match news {
                 links::News::Up(_) => attempt.fault = Fault::Silent,
-                links::News::Down(..) => {
+                links::News::Down(_, why) => {
+                    if let Fault::Unreachable(known) = &mut attempt.fault {
+                        *known = known.or(why.as_ref().map(std::io::Error::kind));
+                    }
                     attempt.racers.swap_remove(place).stop(carrier, context);
                     attempt.next_try = context.now;
                 }
             }
         }
-        let is_down = matches!(news, links::News::Down(..));
-        if is_down && self.up.as_ref().is_some_and(|up| up.link == Some(number)) {
-            self.lose("it has ended the connection", haste, carrier, context);
+        let Some(up) = &mut self.up else { return };
+        match news {
+            links::News::Up(_) if up.joining == Some(number) => up.ask(Way::Link(number).into(), carrier, context),
+            links::News::Down(..) if up.joining == Some(number) => up.joining = None,
+            links::News::Down(..) if up.link == Some(number) => {
+                self.lose("it has ended the connection", haste, carrier, context);
+            }
+            links::News::Up(_) | links::News::Down(..) => {}
         }
     }
 
@@ -286,6 +301,7 @@ impl Via {
 
     fn lose(&mut self, why: &str, haste: Haste, carrier: &mut Carrier, context: &mut Context) {
         let Some(up) = self.up.take() else { return };
+        up.joining.into_iter().for_each(|link| carrier.links.close(link, &mut context.engine));
         tracing::info!(via = %self.host, why, "the rendezvous is lost; trying to get it back");
         Racer { tunnel: up.tunnel, link: up.link, address: up.address }.stop(carrier, context);
         carrier.via = None;
@@ -319,13 +335,23 @@ impl Via {
         if up.probe_at <= context.now {
             up.probe(carrier, context);
         }
+        if up.wants_link() && up.join_at <= context.now {
+            up.join_at = context.now + PROBE_AGAIN;
+            up.joining = connect(up.address, carrier, context);
+        }
     }
 
     /// A way to the rendezvous works.
     pub(super) fn note_answered(&mut self, tunnel: PeerId, from: SocketAddr, context: &mut Context) {
-        let Some(up) = self.up.as_mut().filter(|up| up.tunnel == tunnel && from == up.address) else { return };
+        let Some(up) = self.up.as_mut().filter(|up| up.tunnel == tunnel) else { return };
+        if let Some(link) = up.joining.take_if(|link| from == Way::Link(*link).into()) {
+            up.link = Some(link);
+        }
+        if from != up.address {
+            return;
+        }
         let now = context.now_us();
-        up.probe_at = context.now + PROBE_AGAIN;
+        (up.probed, up.probe_at) = (0, context.now + PROBE_AGAIN);
         if let Some(tunnel) = context.peers.tunnel(up.tunnel).filter(|tunnel| tunnel.status().remote != from) {
             tunnel.use_path(now, from, Leaving::Alive);
             tracing::debug!(address = %from, "the rendezvous is reached by UDP, too");
@@ -461,14 +487,17 @@ fn routes(addresses: impl IntoIterator<Item = SocketAddr>) -> VecDeque<(SocketAd
     all(Kind::Link).chain(all(Kind::Udp)).collect()
 }
 
+/// From a port that other sockets may share: peers may be reached from it, too.
+fn connect(address: SocketAddr, carrier: &mut Carrier, context: &mut Context) -> Option<u32> {
+    let any = if address.is_ipv4() { [0; 4].into() } else { [0u16; 8].into() };
+    carrier.links.connect(address, Some(SocketAddr::new(any, 0)), &mut context.engine).ok()
+}
+
 impl Racer {
     fn start(address: SocketAddr, kind: Kind, carrier: &mut Carrier, context: &mut Context) -> Option<Self> {
         let (link, remote) = match kind {
             Kind::Link => {
-                // From a port that other sockets may share: peers may be reached from it, too.
-                let any = if address.is_ipv4() { [0; 4].into() } else { [0u16; 8].into() };
-                let from = SocketAddr::new(any, 0);
-                let link = carrier.links.connect(address, Some(from), &mut context.engine).ok()?;
+                let link = connect(address, carrier, context)?;
                 (Some(link), Way::Link(link).into())
             }
             Kind::Udp => {
@@ -501,6 +530,8 @@ impl Up {
             tunnel: racer.tunnel,
             stream,
             link: racer.link,
+            joining: None,
+            join_at: context.now,
             address: racer.address,
             addresses: vec![racer.address],
             reflexive: None,
@@ -527,18 +558,30 @@ impl Up {
         tracing::debug!("UDP to the rendezvous is silent");
     }
 
+    fn wants_link(&self) -> bool {
+        self.link.is_none() && self.joining.is_none()
+    }
+
     /// Asks whether UDP works.
     fn probe(&mut self, carrier: &mut Carrier, context: &mut Context) {
+        if self.is_on_udp(context) {
+            self.probe_at = context.now + PROBE_AGAIN;
+            return;
+        }
         self.probed += 1;
         let is_last = self.probed.is_multiple_of(PROBES);
         self.probe_at = context.now + if is_last { PROBE_AGAIN } else { PROBE_PAUSE };
-        if self.is_on_udp(context) || carrier.reach(self.address, &mut context.engine).is_err() {
-            return;
+        if carrier.reach(self.address, &mut context.engine).is_ok() {
+            self.ask(self.address, carrier, context);
         }
+    }
+
+    /// Asks whether this way works.
+    fn ask(&self, to: SocketAddr, carrier: &mut Carrier, context: &mut Context) {
         let now = context.now_us();
         let Some(tunnel) = context.peers.tunnel(self.tunnel) else { return };
         context.datagram.clear();
-        tunnel.probe(now, self.address, &mut context.datagram);
-        carrier.send_aside(self.address, &context.datagram, &mut context.peers);
+        tunnel.probe(now, to, &mut context.datagram);
+        carrier.send_aside(to, &context.datagram, &mut context.peers);
     }
 }

@@ -195,7 +195,7 @@ impl Peer {
     /// What wants to arrive at the peer shows by its silence that a way is dead.
     fn note_sent(&mut self, id: PeerId, context: &mut Context) {
         let Some(sent_at) = context.peers.tunnel(id).and_then(|tunnel| tunnel.traffic_sent_at()) else { return };
-        if std::mem::replace(&mut self.sent_at, Some(sent_at)) != Some(sent_at) {
+        if self.sent_at.replace(sent_at) != Some(sent_at) {
             self.paths.sent(sent_at);
             self.due = self.due.min(context.time_of(self.paths.next_timeout()));
         }
