@@ -118,7 +118,7 @@ impl Meeting {
         context: &mut Context,
     ) {
         match event {
-            peers::Event::Established => self.ways.note_established(peer, context),
+            peers::Event::Established => self.ways.note_established(peer, carrier, context),
             _ => self.ways.hear(peer, event, &self.via, carrier, context),
         }
     }

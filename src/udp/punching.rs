@@ -146,6 +146,11 @@ impl Punching {
         }
     }
 
+    /// How long the peer's packets take is known better by now.
+    pub(super) fn note_rtt(&mut self, rtt_us: u64) {
+        self.attempt.note_one_way(rtt_us / 2);
+    }
+
     // What comes back.
 
     pub(super) fn note_observed(&mut self, token: Token, address: SocketAddr, context: &Context) {

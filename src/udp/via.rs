@@ -450,6 +450,10 @@ impl Via {
         self.up.as_ref().map(|up| up.tunnel)
     }
 
+    pub(super) fn rtt_us(&self, context: &mut Context) -> Option<u64> {
+        context.peers.tunnel(self.tunnel()?)?.status().rtt_us
+    }
+
     /// Where sockets can ask how they look: two ports of the rendezvous, since NATs may tell them apart.
     pub(super) fn observers(&self) -> Vec<SocketAddr> {
         let addresses = self.up.iter().flat_map(|up| &up.addresses);

@@ -59,7 +59,7 @@ impl Ways {
     }
 
     /// A tunnel has begun.
-    pub(super) fn note_established(&mut self, id: PeerId, context: &mut Context) {
+    pub(super) fn note_established(&mut self, id: PeerId, carrier: &mut Carrier, context: &mut Context) {
         let Some(remote) = context.peers.get(id).map(|peer| peer.remote()) else { return };
         let (now, decides) = (context.now_us(), self.side == Side::Visitor);
         let [a, b, c, d, e, f, g, h, ..] = context.seed();
@@ -75,6 +75,7 @@ impl Ways {
             due: context.now,
         };
         self.of.insert(id, peer);
+        probe(id, remote, carrier, context); // how long it takes is soon to be known, for the first round
     }
 
     /// An authentic packet of the peer has come from there.
@@ -117,6 +118,9 @@ impl Ways {
             Event::Answered { from, rtt_us } => {
                 if let Some(punching) = &mut peer.punching {
                     punching.note_answered(from, carrier, context);
+                    if context.peers.get(id).is_some_and(|peer| peer.remote() == from) {
+                        punching.note_rtt(rtt_us);
+                    }
                 }
                 peer.paths.found(now, from);
                 peer.paths.answered(now, from, rtt_us);
@@ -298,9 +302,12 @@ impl Peer {
         if self.punching.is_some() {
             self.end_round(id, carrier, context); // the caller has given it up
         }
-        let rtt_us = context.peers.tunnel(id).and_then(|tunnel| tunnel.status().rtt_us);
+        // Before anything was measured, the visitor counts as being as far from the rendezvous as we are.
+        let measured = context.peers.tunnel(id).and_then(|tunnel| tunnel.status().rtt_us);
+        let measured = measured.into_iter().chain(self.paths.status(now).rtt_us).min();
+        let rtt_us = measured.or_else(|| Some(2 * via.rtt_us(context)?)).unwrap_or(0);
         let ground = Ground::new(via, carrier, context);
-        self.punching = Some(ground.answer(round, profile, rtt_us.unwrap_or(0) / 2, context));
+        self.punching = Some(ground.answer(round, profile, rtt_us / 2, context));
     }
 
     /// The tunnel is gone.

@@ -105,6 +105,13 @@ impl Attempt {
         }
     }
 
+    /// How long one way to the caller takes is known better by now.
+    pub fn note_one_way(&mut self, one_way_us: u64) {
+        if let State::Gathering { caller: Some((_, delay)), .. } = &mut self.state {
+            *delay = one_way_us;
+        }
+    }
+
     /// The rendezvous has told how a socket looks.
     pub fn on_observed(&mut self, now: u64, token: Token, address: SocketAddr) {
         if let State::Gathering { gather, .. } = &mut self.state {
