@@ -114,6 +114,7 @@ const WIRES: u32 = u32::MAX - 1;
 const ARENAS: u32 = u32::MAX - 2;
 const LINKS: u32 = u32::MAX - 3;
 const NETWORK: u32 = u32::MAX - 4;
+const PUNCHING: u32 = u32::MAX - 5;
 
 /// Roles in tokens. The slot of a game is its number, which tells its generation too.
 const STREAM: u8 = 0;
@@ -349,6 +350,11 @@ impl Udp {
                 Event::Disarmed(_) => self.carrier.links.watch_again(token, &mut context.engine),
                 Event::Runtime => {}
             },
+            (PUNCHING, _) => {
+                if let Some(meeting) = &mut self.meeting {
+                    meeting.ways.note_connection(context);
+                }
+            }
             (NETWORK, _) => {
                 if let Some(meeting) = &mut self.meeting {
                     meeting.note_network(event, context);

@@ -6,23 +6,29 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::Context;
 use super::carrier::Carrier;
 use super::peers::PeerId;
 use super::via::Via;
-use crate::proto::punch::{Action, Attempt, Message, Profile, Question, Setup, Shot, ShotKind, Socket, Token, Verdict};
+use crate::engine::Token;
+use crate::limits;
+use crate::proto::punch::{self, Action, Attempt, Message, Profile, Question, Setup, Shot, ShotKind, Socket, Verdict};
 use crate::proto::tunnel::Way;
-use crate::sys::{network, udp};
+use crate::sys::{network, socket, udp};
 
 #[derive(Debug)]
 pub(super) struct Punching {
     attempt: Attempt,
     /// By number.
     wires: BTreeMap<Socket, u32>,
-    /// Connections that were begun, by where they go to.
+    /// Connections, by where they go to.
     links: HashMap<SocketAddr, u32>,
+    /// For connections of the peer from a port that nobody could know.
+    listener: Option<(OwnedFd, Token)>,
+    /// What probes to an address carry, as the round names it.
+    tokens: HashMap<SocketAddr, punch::Token>,
 }
 
 /// What remains of a round.
@@ -69,17 +75,21 @@ impl Ground {
     /// As the visitor.
     pub(super) fn call(self, number: u32, context: &Context) -> Punching {
         let attempt = Attempt::call(context.now_us(), number, self.setup, context.seed());
-        Punching { attempt, wires: self.wires, links: HashMap::new() }
+        Punching::new(attempt, self.wires)
     }
 
     /// As the provider, who was called.
     pub(super) fn answer(self, number: u32, caller: Profile, one_way_us: u64, context: &Context) -> Punching {
         let attempt = Attempt::answer(context.now_us(), number, caller, one_way_us, self.setup, context.seed());
-        Punching { attempt, wires: self.wires, links: HashMap::new() }
+        Punching::new(attempt, self.wires)
     }
 }
 
 impl Punching {
+    fn new(attempt: Attempt, wires: BTreeMap<Socket, u32>) -> Self {
+        Self { attempt, wires, links: HashMap::new(), listener: None, tokens: HashMap::new() }
+    }
+
     pub(super) fn number(&self) -> u32 {
         self.attempt.number()
     }
@@ -104,6 +114,9 @@ impl Punching {
                 Action::Tell(message) => tell(peer, &message, context),
                 Action::Shoot(shot) => self.shoot(shot, peer, via, carrier, context),
             }
+        }
+        if self.attempt.listens(context.now_us()) {
+            self.listen(via, carrier, context);
         }
     }
 
@@ -133,6 +146,28 @@ impl Punching {
         context.datagram.clear();
         tunnel.probe(now, shot.to, &mut context.datagram);
         carrier.send_from(wire, shot.to, shot.ttl, &context.datagram);
+        self.tokens.insert(shot.to, shot.token);
+    }
+
+    /// Takes connections of the peer, at the same port.
+    fn listen(&mut self, via: &Via, carrier: &mut Carrier, context: &mut Context) {
+        if self.listener.is_none() {
+            // Its own number among those of all rounds: that of one of its sockets.
+            let token = Token::new(super::PUNCHING, self.wires.values().next().copied().unwrap_or(0), 0);
+            let listener =
+                via.local_address(carrier).and_then(|at| socket::listen(at, true, limits::LINKS_MAX as i32).ok());
+            self.listener = listener
+                .filter(|listener| context.engine.watch_arrivals(listener.as_fd(), token).is_ok())
+                .map(|listener| (listener, token));
+        }
+        let Some((listener, _)) = &self.listener else { return };
+        while let Ok(connection) = socket::accept(listener.as_fd()) {
+            if let Ok(from) = socket::peer_address(connection.as_fd())
+                && let Ok(link) = carrier.links.accept(connection, context.now, &mut context.engine)
+            {
+                self.links.entry(from).or_insert(link);
+            }
+        }
     }
 
     /// From the port that the rendezvous knows, since a NAT has opened that one already.
@@ -153,7 +188,7 @@ impl Punching {
 
     // What comes back.
 
-    pub(super) fn note_observed(&mut self, token: Token, address: SocketAddr, context: &Context) {
+    pub(super) fn note_observed(&mut self, token: punch::Token, address: SocketAddr, context: &Context) {
         self.attempt.on_observed(context.now_us(), token, address);
     }
 
@@ -168,8 +203,16 @@ impl Punching {
     }
 
     pub(super) fn note_answered(&mut self, from: SocketAddr, carrier: &Carrier, context: &Context) {
-        if let Some((socket, from)) = self.socket_of(from, carrier) {
-            self.attempt.on_answered(context.now_us(), socket, from);
+        let now = context.now_us();
+        match self.socket_of(from, carrier) {
+            Some((Socket::Link, to)) => self.attempt.on_connected(now, to),
+            Some((socket, from)) => {
+                // The tunnel has seen to it that what was answered had gone there.
+                if let Some(token) = self.tokens.get(&from) {
+                    self.attempt.on_answered(now, *token, socket, from);
+                }
+            }
+            None => {}
         }
     }
 
@@ -201,6 +244,9 @@ impl Punching {
     /// Closes what leads nowhere. `won`: a way was found, and sockets on which the peer was heard are part of it.
     pub(super) fn end(self, won: bool, carrier: &mut Carrier, context: &mut Context) -> Won {
         let mut left = Won::default();
+        if let Some((listener, token)) = self.listener {
+            context.engine.forget(listener, token);
+        }
         for wire in self.wires.into_values() {
             if won && carrier.is_heard_on(wire) {
                 carrier.enlarge(wire);

@@ -161,6 +161,13 @@ impl Ways {
         }
     }
 
+    /// Somebody has connected to a round's listener.
+    pub(super) fn note_connection(&mut self, context: &Context) {
+        for peer in self.of.values_mut().filter(|peer| peer.punching.is_some()) {
+            peer.due = context.now;
+        }
+    }
+
     /// This host has other addresses than before.
     pub(super) fn note_network_changed(&mut self, context: &Context) {
         for peer in self.of.values_mut() {
