@@ -1,0 +1,290 @@
+//! A provider and a visitor at home behind routers of Linux: real daemons in namespaces of the network, with the kernel's own NAT.
+//!
+//! ```text
+//! a --LAN-- ra --+            +-- rb --LAN-- b
+//!               the Internet, r, with the rendezvous
+//! ```
+//!
+//! The Internet lets nothing through that has few hops left, as if there were many routers in it. Needs root, `ip` and `nft`; says
+//! so where it is skipped.
+
+mod common;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+use common::tunnel::Daemon;
+use common::{Random, connect, echo_backend, echoes, program_under, wait_until};
+use nix::sched::{CloneFlags, setns};
+
+const RENDEZVOUS: &str = "203.0.113.10:4000";
+
+/// What a router does with what leaves, and with strangers' packets from outside.
+#[derive(Clone, Copy, Debug)]
+enum Router {
+    /// Keeps ports where it can, drops strangers.
+    Usual,
+    /// Draws a port for each connection, drops strangers.
+    Random,
+    /// Keeps ports where it can, and answers strangers itself.
+    Open,
+}
+
+#[test]
+fn two_homes_behind_usual_routers_find_a_direct_path_and_keep_it_without_the_rendezvous() {
+    let Some(mut world) = World::new([Router::Usual, Router::Usual], &[]) else { return };
+    let mut player = world.play();
+    assert!(echoes(&mut player), "through the rendezvous at first");
+    world.wait_for_path("direct");
+    world.rendezvous.kill();
+    assert!(echoes(&mut player) && echoes(&mut world.play()));
+}
+
+#[test]
+fn a_router_that_draws_its_ports_is_met_by_guessing() {
+    for routers in [[Router::Usual, Router::Random], [Router::Random, Router::Open]] {
+        let Some(world) = World::new(routers, &[]) else { return };
+        world.wait_for_path("direct");
+        assert!(echoes(&mut world.play()));
+    }
+}
+
+#[test]
+fn routers_that_let_strangers_packets_in_do_not_spoil_it() {
+    let Some(world) = World::new([Router::Open, Router::Open], &[]) else { return };
+    world.wait_for_path("direct");
+    assert!(echoes(&mut world.play()));
+}
+
+#[test]
+fn two_routers_that_draw_their_ports_leave_the_relay_and_games_go_on_there() {
+    let Some(world) = World::new([Router::Random, Router::Random], &[]) else { return };
+    world.visitor.wait_for_log("Relay(BothRandom)");
+    assert!(echoes(&mut world.play()));
+}
+
+#[test]
+fn with_path_direct_a_player_waits_for_the_direct_path() {
+    let Some(world) = World::new([Router::Usual, Router::Usual], &["--path", "direct"]) else { return };
+    assert!(echoes(&mut world.play()));
+    assert!(world.visitor.log().contains("path=\"direct\""));
+}
+
+#[test]
+fn where_udp_is_blocked_there_is_a_direct_path_over_tcp() {
+    let Some(world) = World::with([Router::Usual, Router::Usual], &[], |world| {
+        world.nft("ra", "add rule ip filter forward meta l4proto udp drop");
+    }) else {
+        return;
+    };
+    world.wait_for_path("direct (tcp)");
+    assert!(echoes(&mut world.play()));
+}
+
+#[test]
+fn a_transfer_goes_on_when_this_host_gets_another_address() {
+    let Some(world) = World::new([Router::Usual, Router::Usual], &[]) else { return };
+    world.wait_for_path("direct");
+    let player = world.play();
+    let bytes = Random::seeded("a_transfer_goes_on_when_this_host_gets_another_address").bytes(1 << 20);
+    let (mut writer, sent) = (player.try_clone().expect("it can be cloned"), bytes.clone());
+    let (half, told) = std::sync::mpsc::channel();
+    let sender = thread::spawn(move || {
+        let (before, after) = sent.split_at(sent.len() / 2);
+        writer.write_all(before).expect("it is sent");
+        half.send(()).expect("the test listens");
+        writer.write_all(after).expect("it is sent");
+    });
+    told.recv().expect("the first half has left");
+    world.ip("a", "addr del 192.168.1.10/24 dev lan");
+    world.ip("a", "addr add 192.168.1.77/24 dev lan");
+    world.ip("a", "route add default via 192.168.1.1");
+    world.visitor.wait_for_log("this host has other addresses");
+    let mut back = vec![0; bytes.len()];
+    (&player).read_exact(&mut back).expect("all of it comes back");
+    sender.join().expect("all is sent");
+    assert!(back == bytes, "what came back differs");
+}
+
+/// Two homes, and the daemons in them. Daemons end before their namespaces do.
+struct World {
+    visitor: Daemon,
+    provider: Daemon,
+    rendezvous: Daemon,
+    net: Net,
+}
+
+impl World {
+    fn new(routers: [Router; 2], visit: &[&str]) -> Option<Self> {
+        Self::with(routers, visit, |_| {})
+    }
+
+    /// `None` where this host cannot do it.
+    fn with(routers: [Router; 2], visit: &[&str], prepare: impl FnOnce(&Net)) -> Option<Self> {
+        let net = Net::new(routers)?;
+        prepare(&net);
+        let start = |node: &str, flags: &[&str]| {
+            Daemon::start(program_under(&["ip", "netns", "exec", &net.namespace(node)]), flags)
+        };
+        let rendezvous = start("r", &["run", "--rendezvous", "0.0.0.0:4000"]);
+        let service = net.inside("b", echo_backend).to_string();
+        let provider = start("b", &["provide", "game", "--tcp", &service, "--via", RENDEZVOUS]);
+        provider.wait_for_log("visitors can come");
+        let flags = ["visit", "game", "--tcp", "127.0.0.1:0", "--via", RENDEZVOUS];
+        let visitor = start("a", &[&flags, visit].concat());
+        Some(Self { visitor, provider, rendezvous, net })
+    }
+
+    fn play(&self) -> TcpStream {
+        let at: SocketAddr = self.visitor.tcp();
+        self.net.inside("a", move || connect(at))
+    }
+
+    /// Both ends must use such a path; a round may have to be repeated.
+    fn wait_for_path(&self, kind: &str) {
+        for daemon in [&self.visitor, &self.provider] {
+            daemon.wait_for_log(&format!("path=\"{kind}\""));
+        }
+    }
+}
+
+impl std::ops::Deref for World {
+    type Target = Net;
+
+    fn deref(&self) -> &Net {
+        &self.net
+    }
+}
+
+/// The namespaces.
+struct Net {
+    prefix: String,
+}
+
+const NODES: [&str; 5] = ["a", "ra", "r", "rb", "b"];
+
+impl Net {
+    fn new(routers: [Router; 2]) -> Option<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let net = Self { prefix: format!("gateway-{}-{number}-", std::process::id()) };
+        if !net.is_possible() {
+            eprintln!("skipped: needs root, `ip` and `nft` with NAT");
+            return None;
+        }
+        for node in NODES {
+            net.ip(node, "link set lo up");
+        }
+        net.ip("r", "addr add 203.0.113.10/32 dev lo");
+        for (side, router, lan, wan) in [("a", "ra", "192.168.1", "198.51.100"), ("b", "rb", "192.168.2", "192.0.2")] {
+            net.cable((side, "lan", &format!("{lan}.10/24")), (router, "lan", &format!("{lan}.1/24")));
+            net.cable((router, "wan", &format!("{wan}.1/24")), ("r", router, &format!("{wan}.254/24")));
+            net.ip(side, &format!("route add default via {lan}.1"));
+            net.ip(router, &format!("route add default via {wan}.254"));
+        }
+        for node in ["ra", "r", "rb"] {
+            net.run(node, "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+        }
+        net.nft("r", "add table ip filter");
+        net.nft("r", "add chain ip filter forward { type filter hook forward priority 0; }");
+        net.nft("r", "add rule ip filter forward ip ttl < 10 drop");
+        for (router, kind) in ["ra", "rb"].into_iter().zip(routers) {
+            net.set_up(router, kind);
+        }
+        Some(net)
+    }
+
+    /// Makes the namespaces.
+    fn is_possible(&self) -> bool {
+        if !nix::unistd::geteuid().is_root()
+            || !NODES.iter().all(|node| succeeds("ip", &["netns", "add", &self.namespace(node)]))
+        {
+            return false;
+        }
+        let nat = "add table ip nat; add chain ip nat out { type nat hook postrouting priority 100; }; add rule ip nat out masquerade; delete table ip nat";
+        succeeds("ip", &["netns", "exec", &self.namespace("ra"), "nft", nat])
+    }
+
+    fn set_up(&self, router: &str, kind: Router) {
+        let masquerade = match kind {
+            Router::Usual | Router::Open => "masquerade",
+            Router::Random => "masquerade fully-random",
+        };
+        self.nft(router, "add table ip nat");
+        self.nft(router, "add chain ip nat out { type nat hook postrouting priority 100; }");
+        self.nft(router, &format!("add rule ip nat out oifname wan {masquerade}"));
+        self.nft(router, "add table ip filter");
+        for hook in ["input", "forward"] {
+            self.nft(router, &format!("add chain ip filter {hook} {{ type filter hook {hook} priority 0; }}"));
+            if !matches!(kind, Router::Open) {
+                self.nft(router, &format!("add rule ip filter {hook} iifname wan ct state new,invalid drop"));
+            }
+        }
+    }
+
+    fn cable(&self, one: (&str, &str, &str), other: (&str, &str, &str)) {
+        self.ip(
+            one.0,
+            &format!("link add {} type veth peer name {} netns {}", one.1, other.1, self.namespace(other.0)),
+        );
+        for (node, device, address) in [one, other] {
+            self.ip(node, &format!("addr add {address} dev {device}"));
+            self.ip(node, &format!("link set {device} up"));
+        }
+    }
+
+    fn namespace(&self, node: &str) -> String {
+        format!("{}{node}", self.prefix)
+    }
+
+    fn ip(&self, node: &str, words: &str) {
+        self.run(node, "ip", &words.split(' ').collect::<Vec<_>>());
+    }
+
+    fn nft(&self, node: &str, rule: &str) {
+        self.run(node, "nft", &[rule]);
+    }
+
+    fn run(&self, node: &str, program: &str, args: &[&str]) {
+        let namespace = self.namespace(node);
+        let all = [&["netns", "exec", &namespace, program], args].concat();
+        assert!(succeeds("ip", &all), "{all:?}");
+    }
+
+    /// Does something with sockets there.
+    fn inside<T: Send + 'static>(&self, node: &str, action: impl FnOnce() -> T + Send + 'static) -> T {
+        let namespace = File::open(format!("/run/netns/{}", self.namespace(node))).expect("it is there");
+        let there = move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET).expect("root may go there");
+            action()
+        };
+        thread::spawn(there).join().expect("it is done")
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        for node in NODES {
+            succeeds("ip", &["netns", "del", &self.namespace(node)]);
+        }
+    }
+}
+
+fn succeeds(program: &str, args: &[&str]) -> bool {
+    let quiet =
+        Command::new(program).args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    quiet.is_ok_and(|status| status.success())
+}
+
+#[test]
+fn namespaces_are_gone_when_a_test_is_over() {
+    let Some(net) = Net::new([Router::Usual, Router::Usual]) else { return };
+    let path = format!("/run/netns/{}", net.namespace("ra"));
+    assert!(std::path::Path::new(&path).exists());
+    drop(net);
+    wait_until(|| !std::path::Path::new(&path).exists(), || path.clone());
+}
