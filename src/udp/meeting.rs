@@ -158,6 +158,15 @@ impl Meeting {
         }
     }
 
+    /// Why a visitor's service has no peer.
+    pub(super) fn why_nobody(&self, service: usize) -> &'static str {
+        match self.flows.get(service) {
+            _ if self.via.tunnel().is_none() => "the rendezvous is not reached",
+            Some(wish) if wish.told => "nobody provides it with this secret now",
+            _ => "the provider has not answered yet",
+        }
+    }
+
     fn ask_again(&mut self, flow: Flow, context: &Context) {
         if let Some(wish) = self.flows.iter_mut().find(|wish| wish.flow == Some(flow)) {
             (wish.flow, wish.again_at) = (None, Some(context.now + limits::FLOW_PAUSE));

@@ -200,15 +200,27 @@ impl Udp {
             End::Provider(provider) => provider.sessions(),
             End::Visitor(visitor) => visitor.sessions(),
         };
-        self.streams.len().max(self.context.peers.streams()) + sessions
+        // What is said to the rendezvous is no game.
+        let own = usize::from(self.meeting.as_ref().is_some_and(|meeting| meeting.via.tunnel().is_some()));
+        self.streams.len().max(self.context.peers.streams().saturating_sub(own)) + sessions
     }
 
     /// The peers that there are, and at a visitor's the services that nobody provides now.
     pub fn peers(&mut self) -> Vec<PeerStatus> {
-        match &self.end {
-            End::Provider(provider) => provider.peers(&mut self.context),
-            End::Visitor(visitor) => visitor.peers(&mut self.context),
+        let Self { end, meeting, carrier, context, .. } = self;
+        let mut peers = match end {
+            End::Provider(provider) => provider.peers(context),
+            End::Visitor(visitor) => visitor.peers(context),
+        };
+        if let Some(meeting) = meeting {
+            for (service, (id, status)) in peers.iter_mut().enumerate() {
+                match id {
+                    Some(id) => meeting.ways.refine(*id, status, carrier, context),
+                    None => status.why = meeting.why_nobody(service).to_owned(),
+                }
+            }
         }
+        peers.into_iter().map(|(_, status)| status).collect()
     }
 
     /// Lets in nobody any more; games go on.

@@ -88,10 +88,10 @@ impl Provider {
         self.games.len()
     }
 
-    pub(super) fn peers(&self, context: &mut Context) -> Vec<PeerStatus> {
+    pub(super) fn peers(&self, context: &mut Context) -> Vec<(Option<PeerId>, PeerStatus)> {
         let of = |(tunnel, service): (&PeerId, &usize)| {
             let service = self.services.get(*service)?;
-            Some(context.peers.get(*tunnel)?.report(service.name))
+            Some((Some(*tunnel), context.peers.get(*tunnel)?.report(service.name)))
         };
         self.tunnels.iter().filter_map(of).collect()
     }

@@ -96,6 +96,11 @@ impl Reach {
         self.up.as_ref().filter(|up| !up.is_held).map(|up| up.tunnel)
     }
 
+    /// Also one that is held back from players.
+    pub(super) fn any_tunnel(&self) -> Option<PeerId> {
+        self.up.as_ref().map(|up| up.tunnel)
+    }
+
     /// Holds the tunnel back from players, or gives it to them: then it is told.
     pub(super) fn release(&mut self, is_free: impl Fn(PeerId) -> bool) -> Option<PeerId> {
         let up = self.up.as_mut().filter(|_| self.holds)?;

@@ -95,11 +95,12 @@ impl Visitor {
         self.players.len()
     }
 
-    pub(super) fn peers(&self, context: &mut Context) -> Vec<PeerStatus> {
+    pub(super) fn peers(&self, context: &mut Context) -> Vec<(Option<PeerId>, PeerStatus)> {
         let mut of = |(visited, reach): (&Visited, &Reach)| {
-            let peer = reach.tunnel().and_then(|tunnel| context.peers.get(tunnel));
+            let tunnel = reach.any_tunnel();
+            let status = tunnel.and_then(|tunnel| Some(context.peers.get(tunnel)?.report(visited.name)));
             let nobody = || PeerStatus::nobody(visited.name, "the provider has not answered yet");
-            peer.map_or_else(nobody, |peer| peer.report(visited.name))
+            (tunnel.filter(|_| status.is_some()), status.unwrap_or_else(nobody))
         };
         self.services.iter().zip(&self.reaches).map(&mut of).collect()
     }

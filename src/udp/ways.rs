@@ -15,9 +15,10 @@ use super::links;
 use super::peers::{Event, PeerId};
 use super::punching::{Ground, Punching, Won};
 use super::settings;
+use super::status::PeerStatus;
 use super::via::Via;
 use crate::limits;
-use crate::proto::path::{Mode, Output, Paths};
+use crate::proto::path::{self, Kind, Mode, Output, Paths};
 use crate::proto::punch::{Allowance, Message, Side, Verdict, Why};
 use crate::proto::tunnel::Way;
 
@@ -176,6 +177,19 @@ impl Ways {
         }
     }
 
+    /// Tells by which path a peer is reached, and why by no better one.
+    pub(super) fn refine(&self, id: PeerId, status: &mut PeerStatus, carrier: &Carrier, context: &Context) {
+        let Some(peer) = self.of.get(&id) else { return };
+        let path = peer.paths.status(context.now_us());
+        let (word, remote) = match Way::of(path.remote) {
+            Way::Flow { .. } => ("relay", None),
+            Way::Link(link) => ("direct", carrier.links.remote_address(link)),
+            Way::Udp(remote) if path.kind == Kind::Lan => ("lan", Some(remote)),
+            Way::Udp(remote) => ("direct", Some(remote)),
+        };
+        (status.path, status.remote, status.why) = (word.to_owned(), remote, peer.why(path.why));
+    }
+
     /// Whether players may use the way to a peer.
     pub(super) fn carries_data(&self, id: PeerId) -> bool {
         self.of.get(&id).is_some_and(|peer| peer.paths.carries_data())
@@ -252,10 +266,15 @@ impl Peer {
         let verdict = punching.verdict(now);
         tracing::debug!(?verdict, round = punching.number(), "a round of punching is over");
         let is_won = matches!(verdict, Verdict::Direct { .. });
+        let before = self.why;
         self.why = match verdict {
             Verdict::Relay(why) => Some(why),
-            Verdict::Direct { .. } | Verdict::Underway => None,
+            Verdict::Direct { .. } => None,
+            Verdict::Underway => before, // it was given up for another
         };
+        if let Some(why) = self.why.filter(|why| before != Some(*why)) {
+            tracing::info!(%why, "no direct path; trying again now and then");
+        }
         let won = punching.end(is_won, carrier, context);
         if is_won {
             self.replace(won, id, carrier, context);
@@ -326,6 +345,18 @@ impl Peer {
         }
         left.wires.into_iter().for_each(|wire| carrier.remove(wire, &mut context.engine));
         left.links.into_iter().for_each(|link| carrier.links.close(link, &mut context.engine));
+    }
+
+    /// Why the path is not a better one, in words.
+    fn why(&self, why: path::Why) -> String {
+        match (why, self.why) {
+            (path::Why::Direct, _) => String::new(),
+            (path::Why::Wanted, _) => "only the relay is wanted here".to_owned(),
+            (path::Why::Searching, _) => "a direct path is being looked for".to_owned(),
+            (path::Why::Died, _) => "the direct path fell silent; looking for another".to_owned(),
+            (path::Why::NotFound, Some(why)) => why.to_string(),
+            (path::Why::NotFound, None) => "no direct path was found yet".to_owned(),
+        }
     }
 
     fn log(&self, id: PeerId, context: &mut Context) {

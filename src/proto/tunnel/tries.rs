@@ -73,7 +73,8 @@ impl Allowance {
     pub fn is_left(&mut self, now: u64) -> bool {
         let passed = now.saturating_sub(self.at);
         self.at = self.at.max(now);
-        self.left = self.left.saturating_add(passed.saturating_mul(self.per_second)).min(2 * self.per_second * 1_000_000);
+        self.left =
+            self.left.saturating_add(passed.saturating_mul(self.per_second)).min(2 * self.per_second * 1_000_000);
         self.left >= 1_000_000
     }
 
