@@ -69,19 +69,19 @@ on_both_engines! {
             let at = address(&rendezvous);
             let next = SocketAddr::new(at.ip(), at.port() + 1);
             let (mut peers, flow) = paired([Peer::udp(at), Peer::tcp(at)]);
-            for peer in 0..2 {
+            for peer in &mut peers {
                 let fresh = UdpSocket::bind("127.0.0.1:0").expect("a free port");
                 fresh.set_read_timeout(Some(PATIENCE)).expect("a time-out can be set");
                 let ours = fresh.local_addr().expect("it is bound");
                 for (number, to) in (1..).zip([at, next, next, at]) {
-                    let now = peers[peer].now();
+                    let now = peer.now();
                     let (mut question, mut answer) = (Vec::new(), [0; 2_048]);
-                    peers[peer].tunnel().observe(now, [number; 8], &mut question);
+                    peer.tunnel().observe(now, [number; 8], &mut question);
                     fresh.send_to(&question, to).expect("it is sent");
                     let (n, from) = fresh.recv_from(&mut answer).expect("it is answered");
                     assert!(from == to && n <= question.len(), "{n} bytes from {from}");
-                    peers[peer].take(from, &mut answer[..n]);
-                    assert!(peers[peer].observed.contains(&([number; 8], ours)), "{:?}", peers[peer].observed);
+                    peer.take(from, &mut answer[..n]);
+                    assert!(peer.observed.contains(&([number; 8], ours)), "{:?}", peer.observed);
                 }
             }
             // What was asked from elsewhere has moved nobody.

@@ -197,6 +197,29 @@ fn a_reset_passes_through_the_rendezvous() {
 }
 
 #[test]
+fn status_tells_that_the_relay_is_used_and_why() {
+    let mut three = Three::start("auto", &["--tcp", &echo_backend().to_string()], TCP);
+    assert!(echoes(&mut connect(three.visitor.tcp())));
+    for daemon in [&three.visitor, &three.provider] {
+        let shown = status_of(daemon);
+        assert!(shown.contains("relay") && shown.contains("only the relay is wanted here"), "{shown}");
+    }
+    three.provider.kill();
+    wait_until(|| status_of(&three.visitor).contains("nobody provides it"), || status_of(&three.visitor));
+    three.rendezvous.kill();
+    wait_until(|| status_of(&three.visitor).contains("the rendezvous is not reached"), || status_of(&three.visitor));
+}
+
+#[test]
+fn a_daemon_that_drains_ends_although_it_has_a_tunnel_to_the_rendezvous() {
+    let mut three = Three::start("auto", &["--tcp", &echo_backend().to_string()], TCP);
+    drop(connect(three.visitor.tcp()));
+    three.visitor.signal("TERM");
+    three.provider.signal("TERM");
+    assert!(three.visitor.wait().success() && three.provider.wait().success());
+}
+
+#[test]
 fn what_makes_no_sense_with_a_rendezvous_is_told_at_the_start() {
     let strong = "a secret that is long enough";
     let cases: &[(&[&str], &str)] = &[
@@ -226,6 +249,11 @@ fn what_makes_no_sense_with_a_rendezvous_is_told_at_the_start() {
     assert!(weak.status.code() == Some(3) && stderr.contains("too weak for a rendezvous"), "{stderr}");
     let none = output(&["provide", "game", "--tcp", "127.0.0.1:1", "--via", "127.0.0.1:4000"]);
     assert!(String::from_utf8_lossy(&none.stderr).contains("no secret is given"));
+}
+
+fn status_of(daemon: &Daemon) -> String {
+    let shown = program().arg("status").current_dir(daemon.directory.path()).output().expect("it runs");
+    String::from_utf8_lossy(&shown.stdout).into_owned()
 }
 
 /// Whether a game can be played now. A connection may still be led to a provider that is gone.

@@ -234,21 +234,22 @@ impl Rendezvous {
     fn handle_event(&mut self, event: Event) {
         let (Event::Ready(token, _) | Event::Disarmed(token)) = event else { return };
         let Self { carrier, lobby, engine, .. } = self;
-        let watched = match (token.slot, event, lobby) {
-            (accept::SLOT, ..) => Ok(self.doors.note(event, token, engine)),
-            (super::WIRES, Event::Disarmed(_), _) => carrier.watch_again(token, engine),
-            (super::WIRES, ..) => Ok(carrier.note_arrival(token)),
-            (super::LINKS, Event::Ready(_, news), _) => Ok(carrier.links.note(token, news)),
-            (super::LINKS, ..) => Ok(carrier.links.watch_again(token, engine)),
-            (MAIL, Event::Disarmed(_), Some(lobby)) => lobby.watch_mail_again(engine),
-            (MAIL, _, Some(lobby)) => Ok(lobby.note_mail()),
-            (LOBBY, Event::Disarmed(_), Some(lobby)) => Ok(lobby.watch_again(token.generation, engine)),
+        let mut watched = Ok(());
+        match (token.slot, event, lobby) {
+            (accept::SLOT, ..) => self.doors.note(event, token, engine),
+            (super::WIRES, Event::Disarmed(_), _) => watched = carrier.watch_again(token, engine),
+            (super::WIRES, ..) => carrier.note_arrival(token),
+            (super::LINKS, Event::Ready(_, news), _) => carrier.links.note(token, news),
+            (super::LINKS, ..) => carrier.links.watch_again(token, engine),
+            (MAIL, Event::Disarmed(_), Some(lobby)) => watched = lobby.watch_mail_again(engine),
+            (MAIL, _, Some(lobby)) => lobby.note_mail(),
+            (LOBBY, Event::Disarmed(_), Some(lobby)) => lobby.watch_again(token.generation, engine),
             (LOBBY, _, Some(lobby)) => {
                 let at_home = lobby.note(token.generation, &self.settings, engine);
-                Ok(at_home.into_iter().for_each(|connection| self.link(connection)))
+                at_home.into_iter().for_each(|connection| self.link(connection));
             }
-            _ => Ok(()),
-        };
+            _ => {}
+        }
         if let Err(error) = watched {
             tracing::error!(%error, "a socket of the rendezvous is not watched any more");
         }
