@@ -4,7 +4,7 @@ mod common;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::meeting::*;
 use common::*;
@@ -12,6 +12,7 @@ use gateway::proto::rendezvous::SERVICE;
 use gateway::proto::rendezvous::client::Event;
 use gateway::proto::rendezvous::wire::{EndReason, Flow};
 use gateway::proto::tunnel::{CloseReason, Endpoint, Key, Settings};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// A provider of the game and a visitor with a flow to it.
 fn paired(mut peers: [Peer; 2]) -> ([Peer; 2], Flow) {
@@ -181,6 +182,59 @@ on_both_engines! {
             });
             echo(&mut peers, flow, b"still here");
         }
+    }
+}
+
+/// How soon they come back, the client's own tests say; here it is shown, and that nothing of it stays. A thousand handshakes in a
+/// quarter of a minute are too many for a program that is not optimized: with `--release`, `PROVIDERS=1000` shows them.
+#[test]
+fn many_providers_come_back_after_a_power_cut_and_leave_nothing_behind() {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("it can be asked for");
+    setrlimit(Resource::RLIMIT_NOFILE, hard.min(4_096).max(soft), hard).expect("it can be raised");
+    let at = format!("127.0.0.1:{}", free_port_pair());
+    // As many as it takes: each may have 64 services.
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let secrets: Vec<_> = (0..16).map(|number| format!("secret number {number} long enough")).collect();
+    let files = secrets.iter().map(|secret| {
+        let file = directory.path().join(secret);
+        std::fs::write(&file, secret).expect("it is written");
+        format!("--secret-file={}", file.display())
+    });
+    let files: Vec<_> = files.collect();
+    let count = std::env::var("PROVIDERS").map_or(100, |text| text.parse().expect("a number"));
+    let is_registered = |peer: &Peer| matches!(peer.heard.last(), Some(Event::Registered(_)));
+    for workers in ["1", "2"] {
+        let mut flags = vec!["--rendezvous", &at, "--workers", workers];
+        flags.extend(files.iter().map(String::as_str));
+        let mut first = rendezvous("uring", &flags);
+        let descriptors = |of: &tunnel::Daemon| of.workers().into_iter().map(|pid| links(pid).len()).sum::<usize>();
+        let before = descriptors(&first);
+        let mut peers = Vec::new();
+        for number in 0..count {
+            let wire = tcp_wire(address(&first));
+            let mut peer = Peer::with(address(&first), &secrets[number % 16], wire);
+            peer.client.publish(name(&format!("game{number}")));
+            peers.push(peer);
+            if number % 50 == 49 {
+                run_crowd_until(&mut peers, |peers| peers.iter().all(is_registered));
+            }
+        }
+        first.kill();
+        run_crowd_until(&mut peers, |peers| peers.iter().all(|peer| !peer.client.is_there()));
+        let second = rendezvous("uring", &flags);
+        let (started, mut seconds) = (Instant::now(), Vec::new());
+        run_crowd_until(&mut peers, |peers| {
+            let back = peers.iter().filter(|peer| peer.client.is_there()).count();
+            seconds.resize(started.elapsed().as_secs() as usize + 1, seconds.last().copied().unwrap_or(0));
+            *seconds.last_mut().expect("one was added") = back;
+            back == peers.len()
+        });
+        let in_seconds: Vec<_> =
+            seconds.iter().scan(0, |last, back| Some(back - std::mem::replace(last, *back))).collect();
+        println!("{workers} workers: back in each second: {in_seconds:?}");
+        run_crowd_until(&mut peers, |peers| peers.iter().all(is_registered));
+        drop(peers);
+        wait_until(|| descriptors(&second) <= before, || format!("{} descriptors, not {before}", descriptors(&second)));
     }
 }
 

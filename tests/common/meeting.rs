@@ -119,10 +119,10 @@ impl Peer {
         let now = self.now();
         self.client.handle_timeout(now);
         if self.client.poll_attempt(now) {
-            let service = ServiceName::new(SERVICE).expect("a name");
-            self.tunnel = self.endpoint.connect(now, self.rendezvous, self.key.clone(), service);
+            self.attempt(now);
         }
         self.receive(now);
+        self.note_end_of_wire(now);
         self.endpoint.handle_timeout(now);
         while let Some((tunnel, event)) = self.endpoint.poll_event() {
             if Some(tunnel) == self.tunnel {
@@ -133,6 +133,30 @@ impl Peer {
         self.transmit(now);
     }
 
+    fn attempt(&mut self, now: u64) {
+        if self.wire_has_ended {
+            let Ok(stream) = TcpStream::connect(self.rendezvous) else {
+                return self.client.note_lost(now, Haste::Calm);
+            };
+            stream.set_nonblocking(true).expect("it can be set");
+            (self.wire, self.wire_has_ended) = (Wire::Tcp(stream, Vec::new()), false);
+        }
+        let service = ServiceName::new(SERVICE).expect("a name");
+        self.tunnel = self.endpoint.connect(now, self.rendezvous, self.key.clone(), service);
+    }
+
+    /// It tells that the rendezvous is no more.
+    fn note_end_of_wire(&mut self, now: u64) {
+        if self.wire_has_ended
+            && let Some(tunnel) = self.tunnel.take()
+        {
+            self.endpoint.forget(tunnel);
+            self.stream = None;
+            self.lost += 1;
+            self.client.note_lost(now, Haste::Calm);
+        }
+    }
+
     /// Takes a datagram that came some other way.
     pub fn take(&mut self, from: SocketAddr, datagram: &mut [u8]) {
         let now = self.now();
@@ -141,7 +165,7 @@ impl Peer {
     }
 
     fn receive(&mut self, now: u64) {
-        let mut buffer = [0; 65_536];
+        let mut buffer = [0; 2_048];
         loop {
             match &mut self.wire {
                 Wire::Udp(socket) => match socket.recv_from(&mut buffer) {
@@ -265,19 +289,38 @@ pub fn tcp_wire(rendezvous: SocketAddr) -> Wire {
 /// Lets the peers live until something is so.
 pub fn run_until<const N: usize>(peers: &mut [Peer; N], mut is_so: impl FnMut(&mut [Peer; N]) -> bool) {
     let started = Instant::now();
-    loop {
-        peers.iter_mut().for_each(Peer::step);
-        if is_so(peers) {
-            return;
-        }
+    peers.iter_mut().for_each(Peer::step);
+    while !is_so(peers) {
         assert!(started.elapsed() < PATIENCE, "it does not come; heard: {:?}", peers.each_ref().map(|of| &of.heard));
-        let timeout = peers.iter().map(Peer::timeout_ms).min().unwrap_or(1_000);
-        let mut fds: Vec<_> = peers
-            .iter()
-            .filter(|peer| !peer.wire_has_ended)
-            .map(|peer| PollFd::new(peer.fd(), PollFlags::POLLIN))
-            .collect();
-        poll(&mut fds, timeout).expect("they can be polled");
+        turn(peers);
+    }
+}
+
+/// The same for many.
+pub fn run_crowd_until(peers: &mut [Peer], mut is_so: impl FnMut(&[Peer]) -> bool) {
+    let started = Instant::now();
+    peers.iter_mut().for_each(Peer::step);
+    while !is_so(peers) {
+        assert!(
+            started.elapsed() < PATIENCE,
+            "it does not come; tunnels had and lost, and whether the wire has ended: {:?}",
+            peers.iter().map(|peer| (peer.established, peer.lost, peer.wire_has_ended)).collect::<Vec<_>>()
+        );
+        turn(peers);
+    }
+}
+
+/// Waits, and wakes those for whom something has come or whose time has.
+fn turn(peers: &mut [Peer]) {
+    let timeout = peers.iter().map(Peer::timeout_ms).min().unwrap_or(1_000);
+    let interest = |peer: &Peer| if peer.wire_has_ended { PollFlags::empty() } else { PollFlags::POLLIN };
+    let mut fds: Vec<_> = peers.iter().map(|peer| PollFd::new(peer.fd(), interest(peer))).collect();
+    poll(&mut fds, timeout).expect("they can be polled");
+    let came: Vec<_> = fds.iter().map(|fd| fd.any() == Some(true)).collect();
+    for (peer, came) in peers.iter_mut().zip(came) {
+        if (came && !peer.wire_has_ended) || peer.timeout_ms() == 0 {
+            peer.step();
+        }
     }
 }
 
