@@ -17,15 +17,17 @@ use super::tries::{Allowance, Tries};
 use super::wire::{Answer, Cipher, Id, Offer};
 use super::{Service, ServiceName};
 
-/// Answers that wait for a first packet, and for how long, in µs: as long as visitors ask. Over it the oldest is forgotten.
-const PENDING_MAX: usize = 256;
+/// Answers that wait for a first packet, at least, and for how long, in µs: as long as visitors ask. All that are given at once find
+/// a place. Over it the oldest is forgotten.
+const PENDING_MIN: usize = 256;
 const PENDING_US: u64 = 30_000_000;
 
-/// Offers that are known and not answered again. Over it the oldest is forgotten.
-const KNOWN_MAX: usize = 1024;
+/// Offers that are known and not answered again, for each answer that may wait. Over it the oldest is forgotten.
+const KNOWN_FACTOR: usize = 4;
 
 #[derive(Debug)]
 pub struct Greeter {
+    pending_max: usize,
     services: Vec<Served>,
     pending: VecDeque<Pending>,
     known: VecDeque<Fingerprint>,
@@ -77,6 +79,7 @@ impl Greeter {
     /// `per_second`: handshakes that are answered, in the long run; each costs 200 µs. `seed` may be used for other things, too.
     pub fn new(per_second: u64, seed: &[u8; 32]) -> Self {
         Self {
+            pending_max: usize::try_from(2 * per_second).unwrap_or(PENDING_MIN).max(PENDING_MIN),
             services: Vec::new(),
             pending: VecDeque::new(),
             known: VecDeque::new(),
@@ -130,7 +133,7 @@ impl Greeter {
 
     fn remember(&mut self, pending: Pending) {
         self.known.push_back(fingerprint(&pending.offer));
-        if self.known.len() > KNOWN_MAX {
+        if self.known.len() > KNOWN_FACTOR * self.pending_max {
             self.known.pop_front();
         }
         self.pending.push_back(pending);
@@ -149,7 +152,7 @@ impl Greeter {
 
     /// The id of a session that has waited too long, or that is one too many.
     pub fn pop_stale(&mut self, now: u64) -> Option<Id> {
-        let is_stale = self.pending.front()?.until <= now || self.pending.len() > PENDING_MAX;
+        let is_stale = self.pending.front()?.until <= now || self.pending.len() > self.pending_max;
         if is_stale { self.pending.pop_front().map(|pending| pending.session.id()) } else { None }
     }
 
