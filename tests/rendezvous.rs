@@ -185,6 +185,23 @@ on_both_engines! {
     }
 }
 
+on_both_engines! {
+    fn a_rendezvous_that_drains_waits_for_the_games_that_go_through_it_and_for_nobody_else(engine) {
+        let mut rendezvous = rendezvous(engine, &[]);
+        let at = address(&rendezvous);
+        let (mut peers, flow) = paired([Peer::udp(at), Peer::tcp(at)]);
+        let play = |peers: &mut [Peer; 2]| (0..40).for_each(|_| echo(peers, flow, b"a move"));
+        play(&mut peers);
+        rendezvous.signal("TERM");
+        rendezvous.wait_for_log("draining");
+        play(&mut peers);
+        assert!(rendezvous.running());
+        // They keep their ways open, as peers do, and play no more.
+        run_until(&mut peers, |peers| peers.iter().all(|peer| peer.lost == 1));
+        assert!(rendezvous.wait().success());
+    }
+}
+
 /// How soon they come back, the client's own tests say; here it is shown, and that nothing of it stays. A thousand handshakes in a
 /// quarter of a minute are too many for a program that is not optimized: with `--release`, `PROVIDERS=1000` shows them.
 #[test]
