@@ -15,7 +15,7 @@ use super::stream::{Joint, State};
 use super::streams::Streams;
 use crate::engine::Token;
 use crate::proto::proxy_header::{self, HEADER_BYTES_MAX, Transport};
-use crate::proto::tunnel::{CloseReason, DatagramInfo, ResetReason};
+use crate::proto::tunnel::{CloseReason, DatagramInfo, ResetReason, Way};
 use crate::sys::udp;
 use crate::sys::{clock, socket};
 
@@ -108,7 +108,7 @@ impl Provider {
         let Some(of) = context.peers.get(tunnel) else { return };
         let is_asked_for = |provided: &Provided| of.service().is_none_or(|name| name == provided.name);
         let Some(service) = self.services.iter().position(is_asked_for) else { return };
-        tracing::info!(service = %self.services[service].name, visitor = %of.remote(), "peer reached");
+        tracing::info!(service = %self.services[service].name, visitor = %Way::of(of.remote()), "peer reached");
         self.tunnels.insert(tunnel, service);
     }
 

@@ -19,7 +19,7 @@ use super::{Asker, Context};
 use crate::limits;
 use crate::names::alternate;
 use crate::proto::target::Target;
-use crate::proto::tunnel::CloseReason;
+use crate::proto::tunnel::{CloseReason, Way};
 
 #[derive(Debug)]
 pub(super) struct Reach {
@@ -276,7 +276,7 @@ impl Reach {
         let after = if replaced.is_some() { attempt.began } else { self.down_since };
         // A peer without a handshake has not answered yet.
         if let Some(peer) = context.peers.get(tunnel).filter(|peer| peer.sent().is_some()) {
-            let (remote, after) = (peer.remote(), context.now - after);
+            let (remote, after) = (Way::of(peer.remote()), context.now - after);
             tracing::info!(service = %visited.name, peer = %remote, ?after, "peer reached");
         }
         Change::Up { tunnel, replaced }

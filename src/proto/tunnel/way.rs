@@ -50,6 +50,17 @@ impl Way {
     }
 }
 
+/// For people.
+impl std::fmt::Display for Way {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Udp(address) => write!(f, "{address}"),
+            Self::Link(_) => f.write_str("a TCP connection"),
+            Self::Flow { .. } => f.write_str("relay"),
+        }
+    }
+}
+
 impl From<Way> for SocketAddr {
     fn from(way: Way) -> Self {
         let (kind, via, number) = match way {

@@ -8,7 +8,7 @@
 //! they are told, and then everything that is to be sent. Each step has a budget; what is left waits for the next turn.
 //!
 //! All peers of a key are in one worker, so workers share nothing. Datagrams get there by their first byte, connections through
-//! the [`lobby`]. A second socket, on the next port, is there only so that peers can learn whether their NAT gives them the same
+//! the `lobby`. A second socket, on the next port, is there only so that peers can learn whether their NAT gives them the same
 //! address towards both.
 //!
 //! Strangers hear nothing. A connection whose first packet is neither an offer nor for a tunnel that is here ends without a
