@@ -33,8 +33,9 @@ impl Journal {
     fn may_write(&mut self, now: u64) -> bool {
         if now / SECOND_US != self.second {
             (self.second, self.written) = (now / SECOND_US, 0);
-            if self.withheld > 0 {
-                tracing::info!(lines = std::mem::take(&mut self.withheld), "so much happened that not all was written");
+            let lines = std::mem::take(&mut self.withheld);
+            if lines > 0 {
+                tracing::info!(lines, "so much happened that not all was written");
             }
         }
         let may = self.written < LINES_PER_SECOND;
