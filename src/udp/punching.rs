@@ -68,6 +68,7 @@ impl Ground {
             mapped: None,
             tcp_reflexive: via.tcp_reflexive(),
             was_blocked: via.is_udp_blocked(),
+            rtt_us: via.rtt_us(context),
         };
         Self { setup, wires }
     }

@@ -367,7 +367,7 @@ impl World {
         let ports = [RENDEZVOUS_PORT, RENDEZVOUS_PORT + 1];
         let observers = observers.iter().flat_map(|ip| ports.map(|port| SocketAddr::new(*ip, port))).collect();
         let Peer { tcp_reflexive, was_blocked, .. } = self.peers[peer];
-        Setup { observers, hosts, mapped: None, tcp_reflexive, was_blocked }
+        Setup { observers, hosts, mapped: None, tcp_reflexive, was_blocked, rtt_us: None }
     }
 }
 

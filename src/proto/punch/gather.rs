@@ -27,6 +27,11 @@ const PATIENCE_US: u64 = 1_000_000;
 /// The same when UDP was blocked the last time.
 const PATIENCE_BLOCKED_US: u64 = 300_000;
 
+/// Round trips to the rendezvous after which nothing at all has answered because nothing will, and the least time for it, in µs:
+/// both questions have been asked three times by then.
+const SILENCE_ROUND_TRIPS: u64 = 5;
+const SILENCE_MIN_US: u64 = 450_000;
+
 /// What IPv6 gets when IPv4 is complete, in µs: both have the same rendezvous at much the same distance, and networks that
 /// have an IPv6 address but no IPv6 are common.
 const GRACE_US: u64 = 30_000;
@@ -44,6 +49,8 @@ pub struct Setup {
     pub tcp_reflexive: Option<SocketAddr>,
     /// The last gathering on this network found the class to be [`Class::Blocked`].
     pub was_blocked: bool,
+    /// Round trip to the rendezvous, as far as it is known.
+    pub rtt_us: Option<u64>,
 }
 
 /// To be asked by `Tunnel::observe`, from this socket.
@@ -59,6 +66,8 @@ pub struct Gather {
     setup: Setup,
     inquiries: Vec<Inquiry>,
     ends_at: u64,
+    /// The same as long as there was no answer.
+    silent_at: u64,
 }
 
 #[derive(Debug)]
@@ -79,7 +88,9 @@ impl Gather {
             inquiries.push(Inquiry { question, ask_at: now + inquiries.len() as u64 * STAGGER_US, observed: None });
         }
         let patience = if setup.was_blocked { PATIENCE_BLOCKED_US } else { PATIENCE_US };
-        Self { setup, inquiries, ends_at: now + patience }
+        let silence = setup.rtt_us.map_or(PATIENCE_US, |rtt| rtt.saturating_mul(SILENCE_ROUND_TRIPS));
+        let silent_at = now + silence.clamp(SILENCE_MIN_US, PATIENCE_US);
+        Self { setup, inquiries, ends_at: now + patience, silent_at }
     }
 
     /// The next question that is due.
@@ -99,6 +110,7 @@ impl Gather {
             return;
         }
         inquiry.observed = Some(address);
+        self.silent_at = u64::MAX;
         let v4 = self.inquiries.iter().filter(|inquiry| inquiry.question.to.is_ipv4());
         if self.inquiries.iter().all(|inquiry| inquiry.observed.is_some()) {
             self.ends_at = now;
@@ -109,13 +121,13 @@ impl Gather {
 
     #[must_use]
     pub fn is_over(&self, now: u64) -> bool {
-        now >= self.ends_at || self.inquiries.is_empty()
+        now >= self.ends_at.min(self.silent_at) || self.inquiries.is_empty()
     }
 
     #[must_use]
     pub fn next_timeout(&self) -> u64 {
         let open = self.inquiries.iter().filter(|inquiry| inquiry.observed.is_none());
-        open.map(|inquiry| inquiry.ask_at).fold(self.ends_at, u64::min)
+        open.map(|inquiry| inquiry.ask_at).fold(self.ends_at.min(self.silent_at), u64::min)
     }
 
     /// What is known by now.
@@ -233,6 +245,17 @@ mod tests {
         }
         assert!(gather.is_over(60_000 + GRACE_US) && !gather.is_over(60_000));
         assert_eq!(gather.profile().class, Class::Same);
+    }
+
+    #[test]
+    fn silence_of_several_round_trips_is_no_slowness_and_one_answer_brings_patience_back() {
+        for (rtt_us, silent_at) in [(60_000, SILENCE_MIN_US), (150_000, 750_000), (400_000, PATIENCE_US)] {
+            let mut gather = gather(Setup { rtt_us: Some(rtt_us), ..setup(&V4) });
+            assert!(gather.is_over(silent_at) && !gather.is_over(silent_at - 1));
+            let asked = questions(&mut gather, 1_000);
+            gather.on_observed(silent_at - 1, asked[0].1.token, at("198.51.100.1:30000"));
+            assert!(gather.is_over(PATIENCE_US) && !gather.is_over(PATIENCE_US - 1));
+        }
     }
 
     #[test]
