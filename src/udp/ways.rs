@@ -364,7 +364,7 @@ impl Peer {
         let service = context.peers.get(id).and_then(|peer| peer.service());
         let service = service.map(tracing::field::display);
         let rtt = status.rtt_us.map(Duration::from_micros);
-        tracing::info!(service, path = status.kind.as_str(), remote = %status.remote, ?rtt, "another path");
+        tracing::info!(service, path = status.kind.as_str(), remote = %Way::of(status.remote), ?rtt, "another path");
     }
 }
 
