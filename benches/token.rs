@@ -51,6 +51,7 @@ fn handshake(criterion: &mut Criterion) {
     let now = Instant::now();
     let permitted = |target: &Target| match target {
         Target::Address(address) => policy.permits(*address),
+        Target::Provider(provided) => policy.permits_service(provided.service),
         Target::Name { .. } => policy.permits(SocketAddr::from(([0; 4], 0))),
     };
     let judge = |token: &[u8]| keys.open(token).ok().filter(permitted);

@@ -178,7 +178,7 @@ pub const RENDEZVOUS_STREAMS_MAX: usize = 4;
 /// Addresses a rendezvous is found at, one for each family and network; and workers that share it: their sockets, and those by
 /// which they pass connections to each other, must fit into one message to a worker.
 pub const RENDEZVOUS_ADDRESSES_MAX: usize = 8;
-pub const RENDEZVOUS_WORKERS_MAX: usize = 64;
+pub const RENDEZVOUS_WORKERS_MAX: usize = 64; // a bit each in 64
 
 /// How often another free port is tried when the one after it is taken.
 pub const PORT_PAIR_TRIES: usize = 32;
@@ -190,6 +190,21 @@ pub const RENDEZVOUS_HANDSHAKES: u64 = 500;
 /// Connections that have not proved to be a peer's; over it the one that has waited longest goes. Somebody who opens many and
 /// says nothing has to open so many in each round trip of a peer to keep it out.
 pub const STRANGERS_MAX: usize = 1024;
+
+/// Connections of all providers that wait for players at a worker of a rendezvous: a crowd's for more than a hundred of them.
+pub const READY_ALL_MAX: usize = 4096;
+
+/// Connections that a provider keeps open for players: more than a rendezvous asks for in advance, and a crowd's beside them.
+pub const RESERVED_MAX: usize = 512;
+
+/// How long one waits for its player: longer than the rendezvous keeps it.
+pub const RESERVED_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Connections that are tried for one player: one that was ready may be dead without anybody knowing.
+pub const FETCH_TRIES: u32 = 3;
+
+/// Ports that a daemon may expose: their sockets must fit into one message to a worker, beside those of its other addresses.
+pub const EXPOSED_MAX: usize = 64;
 
 /// Pause before a full UDP socket is asked again whether it has room. Its 4 MiB, each millisecond, are 32 Gbit/s.
 pub const SEND_PAUSE: Duration = Duration::from_millis(1);

@@ -64,6 +64,12 @@ impl From<supervisor::Error> for Failure {
                                 "`ss -lunp sport = :{port}` shows who has it; a provider that was told to stop keeps it until \
                                  its last game has ended, or a second TERM"
                             ),
+                            supervisor::Door::Exposed(supervisor::Transport::Tcp, ..) => {
+                                format!("`ss -ltnp sport = :{port}` shows who has it")
+                            }
+                            supervisor::Door::Exposed(supervisor::Transport::Udp, ..) => {
+                                format!("`ss -lunp sport = :{port}` shows who has it")
+                            }
                             supervisor::Door::Rendezvous(_) => format!(
                                 "a rendezvous needs TCP and UDP on port {port}, and UDP on the next: `ss -ltunp` shows who has them"
                             ),

@@ -39,6 +39,7 @@ fn announce(_: &worker::Settings, doors: &[Door]) {
     say(doors.iter().map(|door| match door {
         Door::Rendezvous(address) => format!("rendezvous on {address}"),
         Door::Tcp(address) | Door::Udp(address) => format!("listening on {address}"),
+        Door::Exposed(_, _, provided) => format!("exposing {provided} on {door}"),
     }));
 }
 

@@ -1,6 +1,7 @@
 //! What a daemon needs, checked. Flags, environment and `gateway.toml` fill the same form, in this order of precedence;
 //! [`Config::resolve`] and its like make typed values of it, or an error that names what is wrong.
 
+mod expose;
 mod kcptun;
 mod run;
 mod secrets;
@@ -14,6 +15,7 @@ use std::path::Path;
 use clap::Args;
 use serde::de::DeserializeOwned;
 
+use crate::proto::target::Target;
 pub use kcptun::KcptunForm;
 pub use run::{Config, Form};
 pub use secrets::SecretForm;
@@ -39,6 +41,14 @@ fn within(name: &str, value: usize, least: usize, most: usize) -> Result<(), Err
         return Ok(());
     }
     Err(Error::new(format!("`{name}` is {value}"), format!("it must be from {least} to {most}")))
+}
+
+/// Ends of tunnels are hosts: what stands in a line may be more.
+fn host(name: &str, target: Target) -> Result<Target, Error> {
+    match target {
+        Target::Address(_) | Target::Name { .. } => Ok(target),
+        Target::Provider(_) => Err(Error::new(format!("`{name}` is {target}"), "it must be HOST:PORT")),
+    }
 }
 
 /// A form. A field's name is its flag, its key in the file and, behind `GATEWAY_`, its name in the environment.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::expose::{self, Expose};
 use super::values::one_or_many;
 use super::{DaemonForm, Error, Fill, LogForm, Rate, SecretForm, Span, Workers, many, read, within};
 use crate::proto::policy::{Policy, Rule};
@@ -47,6 +48,18 @@ pub struct Form {
     #[arg(long, value_name = "BITS", env = "GATEWAY_RELAY_RATE", help_heading = "Rendezvous")]
     pub relay_rate: Option<Rate>,
 
+    /// Let players who have nothing but the game reach a provider's service: its first TCP port, or the one behind a colon, or a
+    /// range of ports one by one; `udp://` before it for UDP; repeatable [default: none]
+    #[arg(
+        long,
+        value_name = "[udp://]IP:PORT[-PORT]=NAME[:N]",
+        env = "GATEWAY_EXPOSE",
+        value_delimiter = ',',
+        help_heading = "Rendezvous"
+    )]
+    #[serde(deserialize_with = "one_or_many")]
+    pub expose: Vec<Expose>,
+
     #[command(flatten)]
     #[serde(flatten)]
     pub daemon: DaemonForm,
@@ -63,7 +76,7 @@ pub struct Form {
     #[arg(long, value_name = "TIME", env = "GATEWAY_TIMEOUT", help_heading = "Backends")]
     pub timeout: Option<Span>,
 
-    /// Backends that lines may lead to, and no others; repeatable [default: all]
+    /// Backends that lines may lead to, and no others, or `provider:NAME`; repeatable [default: all]
     #[arg(long, value_name = "CIDR[:PORTS]", env = "GATEWAY_ALLOW", value_delimiter = ',', help_heading = "Backends")]
     #[serde(deserialize_with = "one_or_many")]
     pub allow: Vec<Rule>,
@@ -120,9 +133,9 @@ impl Config {
         let connections_max = form.daemon.max_connections.map_or(usize::MAX, usize::from);
         let rendezvous = Meeting { addresses: &form.rendezvous, relay_rate: form.relay_rate, reuse, workers };
         let rendezvous = rendezvous.resolve(&keys, connections_max)?;
-        let has_gateway = rendezvous.is_none() || !form.addr.is_empty();
-        let addresses =
-            if has_gateway { many(form.addr, vec![SocketAddr::from(([0, 0, 0, 0], 0))]) } else { Vec::new() };
+        let has_lines = rendezvous.is_none() || !form.addr.is_empty();
+        let exposed = expose::resolve(&form.expose, rendezvous.is_some())?;
+        let addresses = if has_lines { many(form.addr, vec![SocketAddr::from(([0, 0, 0, 0], 0))]) } else { Vec::new() };
         let gateway = tcp::Settings {
             handshake_timeout: span(form.handshake_timeout, limits::HANDSHAKE_TIMEOUT),
             dial_timeout: span(form.timeout, limits::DIAL_TIMEOUT),
@@ -133,11 +146,18 @@ impl Config {
             connections_max,
             policy,
             own_addresses: Vec::new(),
+            exposed: exposed.connections().collect(),
+            has_rendezvous: rendezvous.is_some(),
+            published: Vec::new(),
         };
+        let has_gateway = has_lines || !gateway.exposed.is_empty();
+        let rendezvous =
+            rendezvous.map(|rendezvous| rendezvous::Settings { exposed: exposed.services(), ..rendezvous });
         let daemon = supervisor::Settings {
             doors: addresses
                 .into_iter()
                 .map(Door::Tcp)
+                .chain(exposed.doors())
                 .chain(form.rendezvous.iter().copied().map(Door::Rendezvous))
                 .collect(),
             reuse,
@@ -200,6 +220,7 @@ impl Meeting<'_> {
             worker: 0,
             relay_rate: self.relay_rate.map(Rate::bytes),
             peers_max: connections_max.min(limits::RENDEZVOUS_PEERS_MAX),
+            exposed: rendezvous::Exposed::default(),
         }))
     }
 }
@@ -212,6 +233,7 @@ impl Fill for Form {
             workers: self.workers.or(other.workers),
             rendezvous: many(self.rendezvous, other.rendezvous),
             relay_rate: self.relay_rate.or(other.relay_rate),
+            expose: many(self.expose, other.expose),
             daemon: self.daemon.over(other.daemon),
             secrets: self.secrets.over(other.secrets),
             retry: self.retry.or(other.retry),
@@ -244,6 +266,7 @@ mod tests {
             workers = "auto"
             rendezvous = "0.0.0.0:4000"
             relay-rate = "20M"
+            expose = ["0.0.0.0:7777=game", "udp://0.0.0.0:7000-7010=game:2"]
             engine = "epoll"
             pid-file = "/run/gateway.pid"
             admin = "127.0.0.1:9001"

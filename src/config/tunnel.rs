@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::kcptun::KcptunForm;
 use super::values::{Rate, one_or_many};
-use super::{Config, DaemonForm, Error, Fill, LogForm, SecretForm, Span, ViaForm, many, read, within};
+use super::{Config, DaemonForm, Error, Fill, LogForm, SecretForm, Span, ViaForm, host, many, read, within};
 use crate::proto::target::Target;
 use crate::proto::tunnel::ServiceName;
 use crate::supervisor::{self, Admin, Door};
@@ -232,7 +232,7 @@ impl VisitForm {
 impl VisitTable {
     fn resolve(&self, peer: Option<&Target>, has_via: bool) -> Result<Visited, Error> {
         let name = self.name.ok_or_else(nameless)?;
-        let peer = self.peer.as_ref().or(peer).cloned();
+        let peer = self.peer.as_ref().or(peer).cloned().map(|peer| host("peer", peer)).transpose()?;
         if peer.is_none() && !has_via {
             let hint = "say where the provider is, with --peer HOST:29900, or where to meet it, with --via HOST:4000";
             return Err(Error::new(format!("no peer is named for {name}"), hint));

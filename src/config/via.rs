@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{Error, SecretForm};
+use super::{Error, SecretForm, host};
 use crate::limits;
 use crate::proto::target::Target;
 use crate::proto::token::{Keyring, Secret};
@@ -48,7 +48,7 @@ impl ViaForm {
             ("udp-port", self.udp_port.is_some()),
             ("via-secret-file", self.via_secret_file.is_some()),
         ];
-        let Some(host) = self.via.clone() else {
+        let Some(via) = self.via.clone() else {
             return match flags.into_iter().find(|(_, given)| *given) {
                 Some((flag, _)) => Err(Error::new(
                     format!("`{flag}` is given without a rendezvous"),
@@ -58,6 +58,7 @@ impl ViaForm {
             };
         };
         let has_own_secret = self.via_secret_file.is_some();
+        let host = host("via", via)?;
         Ok(Some(Via { host, paths: self.path.unwrap_or_default(), has_own_secret }))
     }
 

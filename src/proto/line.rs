@@ -25,7 +25,7 @@ pub const VERDICT_DELAY: Duration = Duration::from_millis(20);
 
 /// Room for the longest line, with the terminators of a wrapped one and some bytes behind it. What does not fit stays in the
 /// socket.
-const COLLECTED_BYTES_MAX: usize = 2 * LINE_BYTES_MAX;
+pub const COLLECTED_BYTES_MAX: usize = 2 * LINE_BYTES_MAX;
 
 const _: () = assert!(COLLECTED_BYTES_MAX >= LINE_BYTES_MAX + 2 * LINE_BYTES_MAX.div_ceil(WRAP_COLUMNS));
 

@@ -7,13 +7,19 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::tunnel::ServiceName;
+
 /// `CIDR[:port[-port]]`, or a single address; IPv6 with ports in brackets or with its prefix length: `[2001:db8::/32]:443`.
-/// Without ports: all of them.
+/// Without ports: all of them. `provider:name` is a service behind the rendezvous, `provider:*` all of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Rule {
-    network: IpNet,
-    ports: RangeInclusive<u16>,
+pub struct Rule(Covered);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Covered {
+    Network(IpNet, RangeInclusive<u16>),
+    Service(ServiceName),
+    AllServices,
 }
 
 /// A denied address stays denied; when anything is allowed by name, nothing else is. Default: everything is allowed.
@@ -27,14 +33,26 @@ impl Policy {
     /// Whether `address`, the one that is really connected to, may be reached.
     #[must_use]
     pub fn permits(&self, address: SocketAddr) -> bool {
-        let named = |rules: &[Rule]| rules.iter().any(|rule| rule.covers(address));
-        !named(&self.deny) && (self.allow.is_empty() || named(&self.allow))
+        self.judge(|rule| match &rule.0 {
+            Covered::Network(network, ports) => {
+                network.contains(&address.ip().to_canonical()) && ports.contains(&address.port())
+            }
+            Covered::Service(_) | Covered::AllServices => false,
+        })
     }
-}
 
-impl Rule {
-    fn covers(&self, address: SocketAddr) -> bool {
-        self.network.contains(&address.ip().to_canonical()) && self.ports.contains(&address.port())
+    /// Whether a service behind the rendezvous may be reached. Who allows addresses alone, allows none.
+    #[must_use]
+    pub fn permits_service(&self, service: ServiceName) -> bool {
+        self.judge(|rule| match &rule.0 {
+            Covered::Network(..) => false,
+            Covered::Service(name) => *name == service,
+            Covered::AllServices => true,
+        })
+    }
+
+    fn judge(&self, covers: impl Fn(&Rule) -> bool) -> bool {
+        !self.deny.iter().any(&covers) && (self.allow.is_empty() || self.allow.iter().any(&covers))
     }
 }
 
@@ -46,6 +64,10 @@ impl FromStr for Rule {
     type Err = BadRule;
 
     fn from_str(text: &str) -> Result<Self, BadRule> {
+        if let Some(service) = text.strip_prefix(PROVIDER) {
+            let named = || ServiceName::new(service).map(Covered::Service).map_err(|_no_name| BadRule);
+            return if service == "*" { Ok(Self(Covered::AllServices)) } else { named().map(Self) };
+        }
         let (network, ports) = split(text).ok_or(BadRule)?;
         let network = match network.parse::<IpNet>() {
             Ok(network) => network.trunc(),
@@ -58,9 +80,12 @@ impl FromStr for Rule {
                 first.parse().map_err(|_no_port| BadRule)?..=last.parse().map_err(|_no_port| BadRule)?
             }
         };
-        if ports.is_empty() { Err(BadRule) } else { Ok(Self { network, ports }) }
+        if ports.is_empty() { Err(BadRule) } else { Ok(Self(Covered::Network(network, ports))) }
     }
 }
+
+/// What stands before a service.
+const PROVIDER: &str = "provider:";
 
 /// Network and ports of a rule.
 fn split(text: &str) -> Option<(&str, Option<&str>)> {
@@ -79,8 +104,13 @@ fn split(text: &str) -> Option<(&str, Option<&str>)> {
 
 impl std::fmt::Display for Rule {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.network)?;
-        match (self.ports.start(), self.ports.end()) {
+        let (network, ports) = match &self.0 {
+            Covered::Network(network, ports) => (network, ports),
+            Covered::Service(service) => return write!(f, "{PROVIDER}{service}"),
+            Covered::AllServices => return write!(f, "{PROVIDER}*"),
+        };
+        write!(f, "{network}")?;
+        match (ports.start(), ports.end()) {
             (0, &u16::MAX) => Ok(()),
             (first, last) if first == last => write!(f, ":{first}"),
             (first, last) => write!(f, ":{first}-{last}"),
@@ -90,7 +120,7 @@ impl std::fmt::Display for Rule {
 
 impl std::fmt::Display for BadRule {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("not CIDR or CIDR:port or CIDR:port-port")
+        f.write_str("not CIDR, CIDR:port, CIDR:port-port, provider:NAME or provider:*")
     }
 }
 
@@ -146,6 +176,26 @@ mod tests {
     }
 
     #[test]
+    fn services_are_allowed_and_denied_as_addresses_are() {
+        for (allow, deny, permitted) in [
+            (&[][..], &[][..], true),
+            (&[], &["provider:game"], false),
+            (&[], &["provider:*"], false),
+            (&[], &["provider:other", "0.0.0.0/0"], true),
+            (&["10.0.0.0/8"], &[], false),
+            (&["provider:other"], &[], false),
+            (&["10.0.0.0/8", "provider:game"], &[], true),
+            (&["provider:*"], &[], true),
+            (&["provider:*"], &["provider:game"], false),
+        ] {
+            let service = ServiceName::new("game").expect("a name");
+            assert_eq!(policy(allow, deny).permits_service(service), permitted, "{allow:?} {deny:?}");
+        }
+        assert!(!permits(&policy(&["provider:*"], &[]), "10.0.0.1:1"));
+        assert!(permits(&policy(&[], &["provider:*"]), "10.0.0.1:1"));
+    }
+
+    #[test]
     fn a_deny_rule_beats_an_allow_rule() {
         let policy = policy(&["10.0.0.0/8"], &["10.0.0.1:22"]);
         assert!(permits(&policy, "10.0.0.1:23"));
@@ -166,14 +216,25 @@ mod tests {
             ("::1", "::1/128"),
             ("[::1]:80", "::1/128:80"),
             ("[2001:db8::/32]", "2001:db8::/32"),
+            ("provider:game", "provider:game"),
+            ("provider:*", "provider:*"),
         ] {
             let rule: Rule = typed.parse().expect("a rule");
             assert_eq!(rule.to_string(), shown);
             assert_eq!(shown.parse(), Ok(rule));
         }
-        for text in
-            ["", "10.0.0.0/33", "10.0.0.0/8:", "10.0.0.0/8:2-1", "10.0.0.0/8:65536", "[::1", "[::1]80", "name:80"]
-        {
+        for text in [
+            "",
+            "provider:",
+            "provider:a b",
+            "10.0.0.0/33",
+            "10.0.0.0/8:",
+            "10.0.0.0/8:2-1",
+            "10.0.0.0/8:65536",
+            "[::1",
+            "[::1]80",
+            "name:80",
+        ] {
             assert_eq!(text.parse::<Rule>(), Err(BadRule), "{text:?}");
         }
     }

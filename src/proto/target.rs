@@ -1,12 +1,17 @@
-//! Where a line leads: `IPv4:port`, `[IPv6]:port` or `name:port`, and nothing else.
+//! Where a line leads: `IPv4:port`, `[IPv6]:port`, `name:port`, `provider:service` or `provider:service:port`, and nothing else.
 //!
 //! The grammar is strict since it is the last of the checks that tell a genuine plaintext from noise: 16 random bytes pass it
 //! once in 2^32 tries. No leading zeros (`017` is octal elsewhere), no short forms (`127.1`), no zone, no trailing byte.
+//!
+//! A provider's ports are counted from 1, and the first need not be said. `provider:7777` is port 7777 of a host that is called
+//! provider: a service whose name is a port's number is named with its port, `provider:7777:1`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use super::tunnel::ServiceName;
 
 /// The longest name and label, bytes (RFC 1035, section 2.3.4, less the root and the length bytes).
 pub const NAME_BYTES_MAX: usize = 253;
@@ -16,7 +21,20 @@ const LABEL_BYTES_MAX: usize = 63;
 #[serde(try_from = "String", into = "String")]
 pub enum Target {
     Address(SocketAddr),
-    Name { host: String, port: u16 },
+    Name {
+        host: String,
+        port: u16,
+    },
+    /// A service behind a rendezvous.
+    Provider(Provided),
+}
+
+/// A port of a service, as its provider counts them. In a line they are those for TCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Provided {
+    pub service: ServiceName,
+    /// From 0.
+    pub port: u8,
 }
 
 /// Not a target.
@@ -28,6 +46,9 @@ impl Target {
     /// Anything outside the grammar.
     pub fn parse(bytes: &[u8]) -> Result<Self, BadTarget> {
         let text = std::str::from_utf8(bytes).map_err(|_not_text| BadTarget)?;
+        if let Some(provided) = text.strip_prefix(PROVIDER).filter(|behind| parse_port(behind).is_err()) {
+            return Provided::parse(provided).map(Self::Provider);
+        }
         let (host, port) = text.rsplit_once(':').ok_or(BadTarget)?;
         let port = parse_port(port)?;
         if let Some(inner) = host.strip_prefix('[') {
@@ -40,6 +61,32 @@ impl Target {
             return Ok(Self::Address(SocketAddr::new(ip.into(), port)));
         }
         if is_name(host) { Ok(Self::Name { host: host.to_owned(), port }) } else { Err(BadTarget) }
+    }
+}
+
+/// What stands before a service.
+const PROVIDER: &str = "provider:";
+
+impl Provided {
+    /// `service` or `service:port`.
+    ///
+    /// # Errors
+    /// Anything else.
+    pub fn parse(text: &str) -> Result<Self, BadTarget> {
+        let (name, port) = text.split_once(':').unwrap_or((text, "1"));
+        let port = u8::try_from(parse_port(port)?).ok().and_then(|port| port.checked_sub(1)).ok_or(BadTarget)?;
+        // Names that begin with a dot are the rendezvous' own.
+        let service = ServiceName::new(name).ok().filter(|_| !name.starts_with('.')).ok_or(BadTarget)?;
+        Ok(Self { service, port })
+    }
+}
+
+impl std::fmt::Display for Provided {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.port {
+            0 if parse_port(self.service.as_str()).is_err() => write!(f, "{}", self.service),
+            port => write!(f, "{}:{}", self.service, u16::from(port) + 1),
+        }
     }
 }
 
@@ -100,13 +147,14 @@ impl std::fmt::Display for Target {
         match self {
             Self::Address(address) => write!(f, "{address}"),
             Self::Name { host, port } => write!(f, "{host}:{port}"),
+            Self::Provider(provided) => write!(f, "{PROVIDER}{provided}"),
         }
     }
 }
 
 impl std::fmt::Display for BadTarget {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("not IPv4:port, [IPv6]:port or name:port")
+        f.write_str("not IPv4:port, [IPv6]:port, name:port or provider:service")
     }
 }
 
@@ -132,6 +180,13 @@ mod tests {
             "7days:80",
             "xn--bcher-kva.example:80",
             &format!("{label}.{label}.{label}.{}:65535", &label[..61]),
+            "provider:game",
+            "provider:Game_1.eu-west",
+            "provider:game:2",
+            "provider:game:255",
+            "provider:7777:1",
+            "provider:7777",
+            "providers:80",
         ] {
             assert_eq!(Target::parse(text.as_bytes()).map(|target| target.to_string()).as_deref(), Ok(text));
         }
@@ -140,6 +195,25 @@ mod tests {
     #[test]
     fn an_ipv4_address_in_ipv6_clothes_is_an_ipv4_address() {
         assert_eq!(Target::parse(b"[::ffff:127.0.0.1]:80"), Target::parse(b"127.0.0.1:80"));
+    }
+
+    #[test]
+    fn a_service_is_told_from_a_host_that_is_called_provider() {
+        let provided = |service: &str, port| {
+            Ok(Target::Provider(Provided { service: ServiceName::new(service).expect("a name"), port }))
+        };
+        let host = |port| Ok(Target::Name { host: "provider".into(), port });
+        for (text, target) in [
+            ("provider:game", provided("game", 0)),
+            ("provider:game:1", provided("game", 0)),
+            ("provider:game:9", provided("game", 8)),
+            ("provider:80", host(80)),
+            ("provider:080", provided("080", 0)),
+            ("provider:65536", provided("65536", 0)),
+            ("provider:80:1", provided("80", 0)),
+        ] {
+            assert_eq!(Target::parse(text.as_bytes()), target, "{text}");
+        }
     }
 
     #[test]
@@ -189,6 +263,24 @@ mod tests {
             "http://a:80",
             "a/b:80",
             "user@a:80",
+            "provider:",
+            "provider",
+            "provider:game:",
+            "provider:game:0",
+            "provider:game:01",
+            "provider:game:256",
+            "provider:game:65536",
+            "provider:game:1:1",
+            "provider:game:x",
+            "provider::1",
+            "provider:.rendezvous",
+            "provider:a b",
+            "provider:a/b",
+            "provider: game",
+            "provider:game\n",
+            "Provider:game",
+            "xprovider:game",
+            &format!("provider:{}", "a".repeat(65)),
             &format!("{label}:80"),
             &long,
         ] {

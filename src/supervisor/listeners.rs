@@ -5,13 +5,17 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::{Door, Error, Settings};
+use super::{Door, Error, Settings, Transport};
 use crate::sys::{socket, udp};
 use crate::{limits, sys, tcp, worker};
 
 // One socket of each door goes to a worker in one message; a rendezvous has three, and some between the workers.
 const _: () = assert!(
-    limits::ADDRESSES_MAX + 3 * limits::RENDEZVOUS_ADDRESSES_MAX + 1 + limits::RENDEZVOUS_WORKERS_MAX
+    limits::ADDRESSES_MAX
+        + limits::EXPOSED_MAX
+        + 3 * limits::RENDEZVOUS_ADDRESSES_MAX
+        + 1
+        + limits::RENDEZVOUS_WORKERS_MAX
         <= sys::control::DESCRIPTORS_MAX
 );
 
@@ -55,6 +59,19 @@ impl Listeners {
                 Door::Udp(address) => {
                     let sockets = open_udp(address, reuse, workers).map_err(refused)?;
                     listeners.doors.push(Door::Udp(socket::local_address(sockets[0].as_fd())?));
+                    listeners.deal(&sockets)?;
+                }
+                Door::Exposed(Transport::Tcp, address, provided) => {
+                    let sockets = open(address, false, workers).map_err(refused)?;
+                    let bound = socket::local_address(sockets[0].as_fd())?;
+                    listeners.hand_out(bound, sockets)?;
+                    listeners.doors.push(Door::Exposed(Transport::Tcp, bound, provided));
+                }
+                Door::Exposed(Transport::Udp, address, provided) => {
+                    // One for all workers: which of them has the provider is not known yet.
+                    let sockets = open_udp(address, false, 1).map_err(refused)?;
+                    let bound = socket::local_address(sockets[0].as_fd())?;
+                    listeners.doors.push(Door::Exposed(Transport::Udp, bound, provided));
                     listeners.deal(&sockets)?;
                 }
                 Door::Rendezvous(address) => {

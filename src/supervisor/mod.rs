@@ -27,6 +27,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Interval;
 
 use crate::engine::{self, Choice, Kind};
+use crate::proto::target::Provided;
 use crate::proto::token::Keyring;
 use crate::sys::clock;
 use crate::{limits, log, sys, worker};
@@ -64,6 +65,14 @@ pub enum Door {
     Udp(SocketAddr),
     /// TCP and UDP on this port, and UDP on the next.
     Rendezvous(SocketAddr),
+    /// For players of a service who have nothing but the game.
+    Exposed(Transport, SocketAddr, Provided),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Tcp,
+    Udp,
 }
 
 impl Door {
@@ -71,6 +80,7 @@ impl Door {
     pub fn address(self) -> SocketAddr {
         match self {
             Self::Tcp(address) | Self::Udp(address) | Self::Rendezvous(address) => address,
+            Self::Exposed(_, address, _) => address,
         }
     }
 }
@@ -81,6 +91,8 @@ impl std::fmt::Display for Door {
             Self::Tcp(address) => write!(f, "tcp {address}"),
             Self::Udp(address) => write!(f, "udp {address}"),
             Self::Rendezvous(address) => write!(f, "rendezvous {address}"),
+            Self::Exposed(Transport::Tcp, address, _) => write!(f, "tcp {address}"),
+            Self::Exposed(Transport::Udp, address, _) => write!(f, "udp {address}"),
         }
     }
 }
@@ -90,7 +102,7 @@ impl Settings {
     fn standing(&self) -> [(&'static str, String); 8] {
         let (listening, services) = match &self.worker {
             worker::Settings::Gateway(_) => ("addr", String::new()),
-            worker::Settings::Rendezvous { .. } => ("addr or rendezvous", String::new()),
+            worker::Settings::Rendezvous { .. } => ("addr, rendezvous or expose", String::new()),
             worker::Settings::Tunnel(udp) => ("listening addresses", udp.outline()),
         };
         [
@@ -289,7 +301,11 @@ fn plan(settings: Settings, engine: Kind, own_addresses: &[SocketAddr]) -> io::R
         worker::Settings::Rendezvous { gateway: None, rendezvous } => {
             rendezvous.peers_max = admitted(rendezvous.peers_max, descriptors);
         }
-        worker::Settings::Tunnel(udp) => udp.connections_max = admitted(udp.connections_max, descriptors),
+        worker::Settings::Tunnel(udp) => {
+            // Players who have nothing but the game come beside the tunnels' streams, and have two each.
+            let share = if udp.of_players().is_some() { descriptors / 3 } else { descriptors };
+            udp.connections_max = admitted(udp.connections_max, share);
+        }
     }
     Ok(Plan { engine, log: settings.log, settings: worker, keys: settings.keys })
 }

@@ -49,6 +49,10 @@ impl Doors {
         Self { listeners, next: 0, paused_until: None, failures: 0, logged: None, full: false }
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.listeners.len()
+    }
+
     pub(crate) fn open(&self, engine: &mut Engine) -> io::Result<()> {
         self.listeners.iter().try_for_each(|listener| engine.watch(listener.socket.as_fd(), listener.token))
     }

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
-use super::{Context, Ending, Key, Next, Side};
+use super::{Context, Ending, Key, Kind, Next, Side};
 use crate::engine::{Readiness, Token};
 use crate::limits;
 use crate::names::alternate;
@@ -53,6 +53,7 @@ impl Dial {
                 context.names.ask(key, &host, within);
                 (None, port)
             }
+            Target::Provider(_) => (Some(Vec::new()), 0), // it is fetched, not dialled
         };
         Self {
             key,
@@ -89,13 +90,12 @@ impl Dial {
         if self.untried.is_empty() { self.attempt_ends } else { self.attempt_ends.min(self.next_try) }
     }
 
-    pub(super) fn step(&mut self, client: &mut Side, context: &mut Context) -> Next {
+    pub(super) fn step(&mut self, kind: Kind, client: &mut Side, context: &mut Context) -> Next {
         if client.ready.failed {
             return Next::Close(Ending::ClientGone);
         }
         if let Some(backend) = self.winner(context) {
-            let answer = crate::proto::status::Status::Connected.bytes();
-            if socket::send(client.socket.as_fd(), answer).is_err() {
+            if socket::send(client.socket.as_fd(), kind.welcome()).is_err() {
                 context.engine.forget(backend.socket, backend.token);
                 return Next::Close(Ending::ClientGone);
             }

@@ -62,6 +62,7 @@ impl Handshake {
                 self.wait_until = at;
                 Next::Wait
             }
+            Progress::Opened { target: Target::Provider(provided), early, .. } => Next::Fetch { provided, early },
             Progress::Opened { target, early, completed } => Next::Dial { target, early, completed },
             Progress::Refused(refusal) => Next::Refuse { refusal, not_before: context.now },
         }
@@ -74,6 +75,7 @@ impl Settings {
         match target {
             Target::Address(address) => self.permit_address(*address),
             Target::Name { .. } => true,
+            Target::Provider(provided) => self.has_rendezvous && self.policy.permits_service(provided.service),
         }
     }
 

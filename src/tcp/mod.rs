@@ -1,5 +1,9 @@
 //! A connection's life: `accept -> handshake -> dial -> relay`, or `-> farewell` when it is refused.
 //!
+//! Two others go a part of that way. Where the rendezvous is, a line may name a service behind it, and ports may be exposed for
+//! one, where no line is expected: such a player gets a connection that the provider has opened to here (`hub`) instead of one
+//! that is dialled. At the provider's end, that connection waits for its player (`reserve`), then dials and relays.
+//!
 //! Connections are state machines in a table, driven by the engine's events and by one deadline each. `Tcp::advance` shows
 //! the whole life. A state is told what has changed (`note`), does what it can (`step`) and says until when it may stay
 //! (`deadline`). No state is without a deadline.
@@ -7,8 +11,11 @@
 pub(crate) mod accept;
 pub(crate) mod dial;
 mod farewell;
+pub(crate) mod guest;
 mod handshake;
+pub(crate) mod hub;
 mod relay;
+mod reserve;
 mod side;
 
 use std::collections::VecDeque;
@@ -21,19 +28,25 @@ use serde::{Deserialize, Serialize};
 use slab::Slab;
 
 use crate::engine::{Engine, Event, Readiness, Shared, Token};
+use crate::limits;
 use crate::names::{self, Found, Names};
 use crate::proto::policy::Policy;
-use crate::proto::status::Refusal;
-use crate::proto::target::Target;
+use crate::proto::rendezvous::data::{DataId, Outcome};
+use crate::proto::status::{Refusal, Status};
+use crate::proto::target::{Provided, Target};
 use crate::proto::timers::Timers;
 use crate::proto::token::Keyring;
 use crate::sys;
 use accept::Doors;
 use dial::Dial;
 use farewell::Farewell;
+use guest::Guest;
 use handshake::Handshake;
+use hub::{Hub, NoConnection, Want};
 pub use relay::LIVENESS;
 use relay::Relay;
+pub use reserve::Published;
+use reserve::Reserve;
 pub(crate) use side::Side;
 
 /// Heavy connections that are served in a turn in which nobody else wanted anything; new events are looked for after them.
@@ -57,6 +70,12 @@ pub struct Settings {
     pub policy: Policy,
     /// Where this gateway listens: never a backend, or a line could make it talk to itself for ever.
     pub own_addresses: Vec<SocketAddr>,
+    /// Services for which the last of the listeners are, one each, and which need no line.
+    pub exposed: Vec<Provided>,
+    /// A rendezvous is in this worker: lines may name its services.
+    pub has_rendezvous: bool,
+    /// Where the services are for which this end of data connections stands.
+    pub published: Vec<Published>,
 }
 
 /// All connections of a worker.
@@ -83,6 +102,8 @@ struct Context {
     shared: Shared,
     keys: Keyring,
     settings: Settings,
+    /// Players for whom the rendezvous has to find a connection.
+    wants: VecDeque<Want>,
     /// Time of this turn.
     now: Instant,
     generations: u32,
@@ -117,12 +138,26 @@ struct Connection {
     queued: bool,
     /// Enough of a hash to tell targets apart in the log, when there is one.
     target: Option<String>,
+    kind: Kind,
     state: State,
+}
+
+/// Who is at the client's end, and what is said to him.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// A player with a line: a status.
+    Line,
+    /// A player who knows nothing of a gateway.
+    Exposed,
+    /// The rendezvous, for a player.
+    Data,
 }
 
 #[derive(Debug)]
 enum State {
     Handshake(Handshake),
+    Hub(Box<Hub>),
+    Reserve(Box<Reserve>),
     Dial(Box<Dial>),
     Relay(Box<Relay>),
     Farewell(Farewell),
@@ -139,6 +174,11 @@ enum Next {
         target: Target,
         early: Vec<u8>,
         completed: Instant,
+    },
+    /// The backend is a service behind the rendezvous.
+    Fetch {
+        provided: Provided,
+        early: Vec<u8>,
     },
     Relay {
         backend: Side,
@@ -160,6 +200,8 @@ enum Ending {
     IdleTooLong,
     Refused,
     ClientGone,
+    /// A data connection that nobody needs.
+    Unused,
 }
 
 impl Tcp {
@@ -174,7 +216,8 @@ impl Tcp {
     ) -> io::Result<Self> {
         let now = sys::clock::now();
         let shared = Shared::new(settings.buffer_bytes);
-        let context = Context { engine, timers: Timers::new(now), names, shared, keys, settings, now, generations: 0 };
+        let (timers, wants) = (Timers::new(now), VecDeque::new());
+        let context = Context { engine, timers, names, shared, keys, settings, wants, now, generations: 0 };
         let mut tcp = Self {
             connections: Slab::new(),
             heavy: VecDeque::new(),
@@ -191,14 +234,23 @@ impl Tcp {
     /// Games and handshakes under way.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.connections.len()
+        self.connections.len() - self.reserved()
+    }
+
+    /// Connections that wait for players. They are a provider's, who lets nobody in himself.
+    fn reserved(&self) -> usize {
+        let is_reserved = |(_, connection): &(usize, &Connection)| matches!(connection.state, State::Reserve(_));
+        if self.doors.len() == 0 { self.connections.iter().filter(is_reserved).count() } else { 0 }
     }
 
     /// Accepts whoever has been waiting, and nobody after that.
     pub fn drain(&mut self) {
-        for (_, client) in self.doors.close(&mut self.context.engine) {
-            self.begin(client);
+        for (door, client) in self.doors.close(&mut self.context.engine) {
+            self.begin(door, client);
         }
+        let is_unused = |connection: &Connection| matches!(connection.state, State::Reserve(_));
+        let unused: Vec<_> = self.connections.iter().filter(|(_, of)| is_unused(of)).map(|(slot, _)| slot).collect();
+        unused.into_iter().for_each(|slot| self.close(slot as u32, Ending::Unused));
     }
 
     /// Ends all games now.
@@ -259,7 +311,7 @@ impl Tcp {
     /// How long nothing needs to be done unless something happens, at most `patience`.
     #[must_use]
     pub fn patience(&self, patience: Duration) -> Duration {
-        if !self.heavy.is_empty() || self.crowded {
+        if !self.heavy.is_empty() || self.crowded || !self.context.wants.is_empty() {
             return Duration::ZERO;
         }
         let earliest = self.context.timers.next_deadline().into_iter().chain(self.doors.deadline()).min();
@@ -275,6 +327,59 @@ impl Tcp {
         {
             dial.note_found(found.addresses);
             self.advance(found.asker.slot);
+        }
+    }
+
+    /// The next player for whom the rendezvous has to find a connection, which it says with [`Self::handle_found_connection`].
+    pub(crate) fn poll_want(&mut self) -> Option<Want> {
+        self.context.wants.pop_front()
+    }
+
+    pub(crate) fn handle_found_connection(&mut self, asker: Key, found: Result<OwnedFd, NoConnection>) {
+        if self.knows(asker)
+            && let State::Hub(hub) = &mut self.connections[asker.slot as usize].state
+        {
+            hub.note_found(found);
+            self.advance(asker.slot);
+        }
+    }
+
+    /// Lets a player go to another worker.
+    pub(crate) fn send_off(&mut self, asker: Key) -> Option<Guest> {
+        let slot = asker.slot as usize;
+        if !self.knows(asker) || !matches!(self.connections[slot].state, State::Hub(_)) {
+            return None;
+        }
+        let Connection { client, kind, state, .. } = self.connections.remove(slot);
+        self.context.timers.cancel(asker.slot);
+        self.context.engine.release(client.socket.as_fd(), client.token);
+        let State::Hub(hub) = state else { return None };
+        Some(hub.leave(client.socket, kind == Kind::Line))
+    }
+
+    /// Takes a player from another worker, if there is room.
+    pub(crate) fn welcome(&mut self, mut guest: Guest) {
+        if self.connections.len() >= self.context.settings.connections_max {
+            return sys::socket::reset(guest.client.as_fd());
+        }
+        let hub = Hub::of_guest(&mut guest, &self.context);
+        let kind = if guest.has_line { Kind::Line } else { Kind::Exposed };
+        if let Some(slot) = self.add(guest.client, kind, State::Hub(Box::new(hub))) {
+            self.advance(slot);
+        }
+    }
+
+    /// Opens a connection for a player to the rendezvous.
+    pub(crate) fn reserve(&mut self, rendezvous: SocketAddr, id: DataId) {
+        if self.reserved() >= limits::RESERVED_MAX || self.connections.len() >= self.context.settings.connections_max {
+            return tracing::debug!("no more connections for players are opened");
+        }
+        match sys::socket::connect(rendezvous).and_then(|socket| Reserve::prepare(socket.as_fd()).map(|()| socket)) {
+            Ok(socket) => {
+                let reserve = Reserve::new(rendezvous.port(), id, &self.context);
+                self.add(socket, Kind::Data, State::Reserve(Box::new(reserve)));
+            }
+            Err(error) => tracing::debug!(%error, "no connection for a player can be opened"),
         }
     }
 
@@ -306,14 +411,30 @@ impl Tcp {
         for _ in 0..accept::PER_TURN {
             let room = self.connections.len() < self.context.settings.connections_max;
             match self.doors.admit(room, self.context.now) {
-                Some((_, client)) => self.begin(client),
+                Some((door, client)) => self.begin(door, client),
                 None => return false,
             }
         }
         true
     }
 
-    fn begin(&mut self, client: OwnedFd) {
+    fn begin(&mut self, door: usize, client: OwnedFd) {
+        let exposed = door.checked_sub(self.doors.len() - self.context.settings.exposed.len());
+        match exposed.and_then(|place| self.context.settings.exposed.get(place).copied()) {
+            None => {
+                let handshake = Handshake::new(self.context.now + self.context.settings.handshake_timeout);
+                self.add(client, Kind::Line, State::Handshake(handshake));
+            }
+            Some(provided) => {
+                let hub = Hub::new(provided, Vec::new(), &self.context);
+                if let Some(slot) = self.add(client, Kind::Exposed, State::Hub(Box::new(hub))) {
+                    self.advance(slot);
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, client: OwnedFd, kind: Kind, state: State) -> Option<u32> {
         let entry = self.connections.vacant_entry();
         let context = &mut self.context;
         context.generations = context.generations.wrapping_add(1);
@@ -322,12 +443,11 @@ impl Tcp {
         let token = key.token(CLIENT);
         if let Err(error) = context.engine.watch(client.as_fd(), token) {
             tracing::warn!(%error, "a client cannot be watched and is let go");
-            return;
+            return None;
         }
         let source = tracing::enabled!(tracing::Level::DEBUG).then(|| sys::socket::peer_address(client.as_fd()).ok());
-        let handshake = Handshake::new(context.now + context.settings.handshake_timeout);
-        let timer = Some(handshake.deadline());
-        context.timers.set(slot, handshake.deadline());
+        let timer = Some(state.deadline());
+        context.timers.set(slot, state.deadline());
         entry.insert(Connection {
             key,
             client: Side::new(client, token),
@@ -336,8 +456,10 @@ impl Tcp {
             timer,
             queued: false,
             target: None,
-            state: State::Handshake(handshake),
+            kind,
+            state,
         });
+        Some(slot)
     }
 
     fn knows(&self, key: Key) -> bool {
@@ -347,12 +469,14 @@ impl Tcp {
     /// The life of a connection, from here as far as it goes now.
     fn advance(&mut self, slot: u32) {
         let Some(connection) = self.connections.get_mut(slot as usize) else { return };
-        let (client, context) = (&mut connection.client, &mut self.context);
+        let (client, kind, context) = (&mut connection.client, connection.kind, &mut self.context);
         loop {
             let next = match &mut connection.state {
                 State::Handshake(handshake) => handshake.step(client, context), // 400, 401
-                State::Dial(dial) => dial.step(client, context), // 502, 504; 401 for a name that policy forbids
-                State::Relay(relay) => relay.step(client, context), // 200 is said before its first step
+                State::Hub(hub) => hub.step(connection.key, kind, client, context), // 502, 504
+                State::Reserve(reserve) => reserve.step(client, context),
+                State::Dial(dial) => dial.step(kind, client, context), // 502, 504; 401 for a name that policy forbids
+                State::Relay(relay) => relay.step(client, context),    // 200 is said before its first step
                 State::Farewell(farewell) => farewell.step(client, context),
             };
             let old = match next {
@@ -374,9 +498,19 @@ impl Tcp {
                     let dial = Dial::new(connection.key, target, early, completed, context);
                     std::mem::replace(&mut connection.state, State::Dial(Box::new(dial)))
                 }
+                Next::Fetch { provided, early } => {
+                    connection.target =
+                        tracing::enabled!(tracing::Level::DEBUG).then(|| Target::Provider(provided).hash());
+                    let hub = Hub::new(provided, early, context);
+                    std::mem::replace(&mut connection.state, State::Hub(Box::new(hub)))
+                }
                 Next::Relay { backend, early } => {
                     let relay = Relay::new(client, backend, early, context);
                     std::mem::replace(&mut connection.state, State::Relay(Box::new(relay)))
+                }
+                Next::Refuse { refusal, .. } if kind != Kind::Line => {
+                    kind.refuse(&refusal, client);
+                    return self.close(slot, Ending::Refused);
                 }
                 Next::Refuse { refusal, not_before } => {
                     let farewell = Farewell::new(refusal, not_before);
@@ -401,6 +535,8 @@ impl State {
     fn deadline(&self) -> Instant {
         match self {
             Self::Handshake(handshake) => handshake.deadline(),
+            Self::Hub(hub) => hub.deadline(),
+            Self::Reserve(reserve) => reserve.deadline(),
             Self::Dial(dial) => dial.deadline(),
             Self::Relay(relay) => relay.deadline(),
             Self::Farewell(farewell) => farewell.deadline(),
@@ -410,9 +546,32 @@ impl State {
     /// Gives back what the state holds beside the client.
     fn let_go(self, context: &mut Context) {
         match self {
-            Self::Handshake(_) | Self::Farewell(_) => {}
+            Self::Handshake(_) | Self::Reserve(_) | Self::Farewell(_) => {}
+            Self::Hub(hub) => hub.let_go(context),
             Self::Dial(dial) => dial.let_go(context),
             Self::Relay(relay) => relay.let_go(context),
+        }
+    }
+}
+
+impl Kind {
+    /// What is said when the backend is connected.
+    fn welcome(self) -> &'static [u8] {
+        match self {
+            Self::Line => Status::Connected.bytes(),
+            Self::Exposed => &[],
+            Self::Data => Outcome::Connected.byte(),
+        }
+    }
+
+    /// Refuses somebody who has no line to answer.
+    fn refuse(self, refusal: &Refusal, client: &Side) {
+        if self == Self::Data {
+            let outcome = if refusal.status() == Status::GatewayTimeout { Outcome::TimedOut } else { Outcome::Refused };
+            // One that is gone needs no answer.
+            let _ = sys::socket::send(client.socket.as_fd(), outcome.byte());
+        } else {
+            sys::socket::reset(client.socket.as_fd());
         }
     }
 }
@@ -430,18 +589,20 @@ impl Connection {
             return true;
         }
         match &mut self.state {
+            State::Hub(hub) => hub.note(token, news),
             State::Dial(dial) => dial.note(token, news),
             State::Relay(relay) => relay.note(token, news),
-            State::Handshake(_) | State::Farewell(_) => false,
+            State::Handshake(_) | State::Reserve(_) | State::Farewell(_) => false,
         }
     }
 
     fn watch_again(&self, token: Token, engine: &mut Engine) {
         let socket = match &self.state {
             _ if token == self.client.token => Some(self.client.socket.as_fd()),
+            State::Hub(hub) => hub.socket(token),
             State::Dial(dial) => dial.socket(token),
             State::Relay(relay) => relay.socket(token),
-            State::Handshake(_) | State::Farewell(_) => None,
+            State::Handshake(_) | State::Reserve(_) | State::Farewell(_) => None,
         };
         if let Some(Err(error)) = socket.map(|socket| engine.watch(socket, token)) {
             tracing::error!(%error, "a socket is not watched any more; its deadline ends it");

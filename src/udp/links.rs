@@ -5,6 +5,8 @@
 //! A packet is framed in a buffer that all links share, and leaves from there; a link keeps memory of its own only for what its
 //! socket had no room for, and for a frame of which a part has arrived.
 //!
+//! At a rendezvous a connection may be something else: one for a player, which its first bytes tell. It is handed out.
+//!
 //! Deliberately absent: who is at the other end. Whoever takes the packets decides which links are worth keeping.
 
 use std::collections::{HashMap, VecDeque};
@@ -15,6 +17,7 @@ use std::time::Instant;
 
 use crate::engine::{Engine, Readiness, Token};
 use crate::limits;
+use crate::proto::rendezvous::data::{DataId, HELLO_BYTES, HELLO_HEAD};
 use crate::sys::socket;
 
 /// Longest packet of a frame, in bytes: no tunnel makes longer ones.
@@ -46,7 +49,11 @@ pub(super) struct Links {
     /// Accepted ones that have proved nothing yet, with the time until when they may.
     unproven: VecDeque<(Instant, u32)>,
     news: VecDeque<News>,
+    /// Those that are connections for players, to be taken.
+    data: VecDeque<(u32, DataId)>,
     links_max: usize,
+    /// Connections may be for players.
+    pub(super) takes_data: bool,
 }
 
 #[derive(Debug)]
@@ -104,7 +111,9 @@ impl Links {
             leaving: Vec::new(),
             unproven: VecDeque::new(),
             news: VecDeque::new(),
+            data: VecDeque::new(),
             links_max,
+            takes_data: false,
         }
     }
 
@@ -252,6 +261,21 @@ impl Links {
                 arrived => arrived,
             };
             let (mut at, end) = (0, before + arrived);
+            if self.takes_data && !link.is_proven && self.arrived[..end].starts_with(&HELLO_HEAD) {
+                match DataId::of_hello(&self.arrived[..end]) {
+                    Some(id) => {
+                        link.is_proven = true; // to whoever knows the id
+                        self.data.push_back((number, id));
+                        return Err(Some(io::ErrorKind::WouldBlock.into())); // what follows is for whoever takes it
+                    }
+                    None if end < HELLO_BYTES => {
+                        link.part.clear();
+                        link.part.extend_from_slice(&self.arrived[..end]);
+                        continue;
+                    }
+                    None => return Err(None),
+                }
+            }
             while let Some(length) = whole_packet(&self.arrived[at..end])? {
                 let packet = at + HEAD_BYTES..at + HEAD_BYTES + length;
                 at = packet.end;
@@ -306,6 +330,17 @@ impl Links {
     pub(super) fn close(&mut self, number: u32, engine: &mut Engine) {
         if let Some(link) = self.of.remove(&number) {
             engine.forget(link.socket, link.token);
+        }
+    }
+
+    /// The next connection for a player.
+    pub(super) fn poll_data(&mut self, engine: &mut Engine) -> Option<(DataId, OwnedFd)> {
+        loop {
+            let (number, id) = self.data.pop_front()?;
+            if let Some(link) = self.of.remove(&number) {
+                engine.release(link.socket.as_fd(), link.token);
+                return Some((id, link.socket));
+            }
         }
     }
 

@@ -38,6 +38,7 @@ use std::time::{Duration, Instant};
 use crate::engine::{Engine, Event, Token};
 use crate::names::{self, Found, Names};
 use crate::proto::rendezvous::client::Haste;
+use crate::proto::rendezvous::data::DataId;
 use crate::proto::timers::Timers;
 use crate::proto::token::{Keyring, Secret};
 use crate::proto::tunnel;
@@ -190,6 +191,11 @@ impl Udp {
         let meeting = Meeting::new(&mut context)?.map(Box::new);
         let streams = Streams::default();
         Ok(Self { end, meeting, streams, carrier, crowded: true, events: Vec::new(), heard: Vec::new(), context })
+    }
+
+    /// The next connection that the rendezvous wants for a player, and where to.
+    pub(crate) fn poll_dial(&mut self) -> Option<(SocketAddr, DataId)> {
+        self.meeting.as_mut()?.via.poll_dial()
     }
 
     /// Games under way, and connections that wait for a tunnel. A game whose connection here is closed is under way until the
@@ -422,8 +428,14 @@ impl Udp {
                 visitor.note_flow(service, flow, context);
             }
         }
-        if let End::Visitor(visitor) = end {
-            visitor.release(|tunnel| meeting.ways.carries_data(tunnel), streams, context);
+        match end {
+            End::Visitor(visitor) => visitor.release(|tunnel| meeting.ways.carries_data(tunnel), streams, context),
+            End::Provider(provider) => {
+                provider.note_rendezvous(meeting.via.tunnel(), context);
+                while let Some(channel) = meeting.via.poll_channel() {
+                    provider.note_channel(&channel, context);
+                }
+            }
         }
     }
 
@@ -485,9 +497,14 @@ impl Udp {
             peers::Event::Readable(_) => via.hear(haste, carrier, context),
             peers::Event::Ended { .. } | peers::Event::Reset(..) => via.note_lost(peer, haste, carrier, context),
             peers::Event::Datagrams => {
-                via.deliver(context, |peer, from| {
+                let note_heard = |peer, from| {
                     if heard.last() != Some(&(peer, from)) {
                         heard.push((peer, from));
+                    }
+                };
+                via.deliver(context, note_heard, |rendezvous, info, context| {
+                    if let End::Provider(provider) = end {
+                        provider.deliver_play(rendezvous, info, streams, context);
                     }
                 });
                 self.note_heard();

@@ -15,6 +15,7 @@ use super::stream::{Joint, State};
 use super::streams::Streams;
 use crate::engine::Token;
 use crate::proto::proxy_header::{self, HEADER_BYTES_MAX, Transport};
+use crate::proto::rendezvous::wire::Channel;
 use crate::proto::tunnel::{CloseReason, DatagramInfo, ResetReason, Way};
 use crate::sys::udp;
 use crate::sys::{clock, socket};
@@ -27,6 +28,10 @@ pub(super) struct Provider {
     services: Vec<Provided>,
     /// The service of each tunnel.
     tunnels: HashMap<PeerId, usize>,
+    /// Players of datagrams who have nothing but the game come in the tunnel to the rendezvous: service and port of each of its
+    /// ports.
+    channels: HashMap<u8, (usize, u8)>,
+    rendezvous: Option<PeerId>,
     /// Players of datagrams.
     games: Sessions<Play, Game>,
     /// Numbers of those whose service may have said something.
@@ -55,8 +60,15 @@ struct Game {
 
 impl Provider {
     pub(super) fn new(services: Vec<Provided>, context: &mut Context) -> Self {
-        let mut provider =
-            Self { services, tunnels: HashMap::new(), games: Sessions::new(), readable: Vec::new(), closing: false };
+        let mut provider = Self {
+            services,
+            tunnels: HashMap::new(),
+            channels: HashMap::new(),
+            rendezvous: None,
+            games: Sessions::new(),
+            readable: Vec::new(),
+            closing: false,
+        };
         provider.publish(context);
         provider
     }
@@ -118,8 +130,30 @@ impl Provider {
             tracing::info!(service, %reason, "a visitor is gone");
         }
         streams.cut_all(tunnel, context);
+        self.forget_games(tunnel, context);
+    }
+
+    fn forget_games(&mut self, tunnel: PeerId, context: &mut Context) {
         self.games
             .remove_where(|play, _| play.tunnel == tunnel, |_, game| context.engine.forget(game.socket, game.token));
+    }
+
+    /// The rendezvous lets players in. One that has not the peers' secret cannot.
+    pub(super) fn note_channel(&mut self, channel: &Channel, context: &Context) {
+        let service = self.services.iter().position(|provided| provided.name == channel.service);
+        let is_trusted = context.settings.via.as_ref().is_some_and(|via| !via.has_own_secret);
+        if let Some(service) = service.filter(|_| is_trusted) {
+            self.channels.insert(channel.number, (service, channel.port));
+        }
+    }
+
+    /// The tunnel to the rendezvous, which may be another one than before.
+    pub(super) fn note_rendezvous(&mut self, tunnel: Option<PeerId>, context: &mut Context) {
+        let before = std::mem::replace(&mut self.rendezvous, tunnel);
+        if let Some(before) = before.filter(|_| before != tunnel) {
+            self.channels.clear();
+            self.forget_games(before, context);
+        }
     }
 
     /// A visitor's player wants to be connected.
@@ -228,15 +262,40 @@ impl Provider {
             context.datagram.resize(HEADER_BYTES_MAX, 0);
             let Some(mut of) = context.peers.get(tunnel) else { return };
             let Some(info) = of.read_datagram(&mut context.datagram) else { return };
-            let Some(game) = self.game(tunnel, &info, streams, context) else { continue };
-            // The header stands at the end of the room that was left for it.
-            let start = HEADER_BYTES_MAX - game.header.len();
-            context.datagram[start..HEADER_BYTES_MAX].copy_from_slice(&game.header);
-            // Lost, as on any bad network; that nobody listens is told once, to the next call.
-            let sent = socket::send(game.socket.as_fd(), &context.datagram[start..]);
-            if sent.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused) {
-                let _ = socket::send(game.socket.as_fd(), &context.datagram[start..]);
-            }
+            let service = self.tunnels.get(&tunnel).map(|service| (*service, info.port));
+            self.pass_on(tunnel, &info, service, streams, context);
+        }
+    }
+
+    /// The same for one that the rendezvous has sent for a player of its own.
+    pub(super) fn deliver_play(
+        &mut self,
+        rendezvous: PeerId,
+        info: &DatagramInfo,
+        streams: &Streams,
+        context: &mut Context,
+    ) {
+        let service = self.channels.get(&info.port).copied();
+        self.pass_on(rendezvous, info, service, streams, context);
+    }
+
+    /// Hands the datagram that was read, behind room for a header, to a port of a service.
+    fn pass_on(
+        &mut self,
+        tunnel: PeerId,
+        info: &DatagramInfo,
+        service: Option<(usize, u8)>,
+        streams: &Streams,
+        context: &mut Context,
+    ) {
+        let Some(game) = self.game(tunnel, info, service, streams, context) else { return };
+        // The header stands at the end of the room that was left for it.
+        let start = HEADER_BYTES_MAX - game.header.len();
+        context.datagram[start..HEADER_BYTES_MAX].copy_from_slice(&game.header);
+        // Lost, as on any bad network; that nobody listens is told once, to the next call.
+        let sent = socket::send(game.socket.as_fd(), &context.datagram[start..]);
+        if sent.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused) {
+            let _ = socket::send(game.socket.as_fd(), &context.datagram[start..]);
         }
     }
 
@@ -245,11 +304,13 @@ impl Provider {
         &mut self,
         tunnel: PeerId,
         info: &DatagramInfo,
+        service: Option<(usize, u8)>,
         streams: &Streams,
         context: &mut Context,
     ) -> Option<&mut Game> {
-        let provided = self.services.get(*self.tunnels.get(&tunnel)?)?;
-        let &target = provided.udp.get(usize::from(info.port))?;
+        let (service, port) = service?;
+        let provided = self.services.get(service)?;
+        let &target = provided.udp.get(usize::from(port))?;
         let play = Play { tunnel, session: info.session, port: info.port };
         let full = streams.len() + self.games.len() >= context.settings.connections_max;
         if (full || self.closing) && !self.games.knows(&play) {

@@ -197,6 +197,7 @@ impl Reach {
         let untried = match &visited.peer {
             None => Some(self.flow.into_iter().collect()),
             Some(Target::Address(address)) => Some(VecDeque::from([*address])),
+            Some(Target::Provider(_)) => Some(VecDeque::new()), // the configuration knows better
             Some(Target::Name { host, .. }) => {
                 self.nameless = true;
                 let asker = Asker { service: Some(self.service), attempt: self.attempts };

@@ -8,10 +8,12 @@ use serde::{Deserialize, Serialize};
 use super::peers::Peers;
 use crate::proto::kcp;
 use crate::proto::kcptun::{self, Cipher, Shape, Version};
+use crate::proto::policy::Policy;
 use crate::proto::target::Target;
 use crate::proto::token::Keyring;
 use crate::proto::tunnel::{self, Repeats, Service, ServiceName};
-use crate::sys;
+use crate::tcp::{self, Published};
+use crate::{limits, sys};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
@@ -172,6 +174,36 @@ impl Settings {
             repeats: self.mode.repeats(),
             ..tunnel::Settings::default()
         }
+    }
+}
+
+impl Settings {
+    /// What a provider's plane of TCP has to know, where players come through the rendezvous with nothing but the game. One that
+    /// has not the peers' secret finds no service.
+    #[must_use]
+    pub fn of_players(&self) -> Option<tcp::Settings> {
+        let Role::Provide(services) = &self.role else { return None };
+        let via = self.via.as_ref()?;
+        let published = |provided: &Provided| Published {
+            name: provided.name,
+            addresses: provided.tcp.clone(),
+            proxy_header: provided.proxy_header,
+        };
+        let is_trusted = !via.has_own_secret;
+        Some(tcp::Settings {
+            handshake_timeout: limits::HANDSHAKE_TIMEOUT,
+            dial_timeout: self.dial_timeout,
+            dial_attempts: 1,
+            idle_timeout: self.idle_timeout,
+            half_closed_timeout: self.half_closed_timeout,
+            buffer_bytes: limits::BUFFER_BYTES,
+            connections_max: self.connections_max,
+            policy: Policy::default(),
+            own_addresses: Vec::new(),
+            exposed: Vec::new(),
+            has_rendezvous: false,
+            published: services.iter().filter(|_| is_trusted).map(published).collect(),
+        })
     }
 }
 

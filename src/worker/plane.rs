@@ -13,6 +13,7 @@ use crate::engine::{Engine, Kind};
 use crate::limits;
 use crate::names::{Found, Names};
 use crate::proto::token::Keyring;
+use crate::tcp::hub::NoConnection;
 use crate::tcp::{self, Tcp};
 use crate::udp::{
     self, Udp,
@@ -46,6 +47,7 @@ impl Settings {
     fn watched(&self) -> usize {
         match self {
             Self::Gateway(tcp) => 2 * tcp.connections_max,
+            Self::Tunnel(udp) if udp.of_players().is_some() => udp.connections_max.saturating_mul(3),
             Self::Tunnel(udp) => udp.connections_max,
             Self::Rendezvous { gateway, rendezvous } => {
                 rendezvous.peers_max + gateway.as_ref().map_or(0, |tcp| 2 * tcp.connections_max)
@@ -84,6 +86,10 @@ impl Plane {
         match settings {
             Settings::Gateway(settings) => tables.gateway = Some(gateway(&engine, sockets, keys, settings)?),
             Settings::Tunnel(settings) => {
+                if let Some(of_players) = settings.of_players() {
+                    let second = engine.of_second_plane();
+                    tables.gateway = Some(gateway(&second, Vec::new(), Keyring::empty(), of_players)?);
+                }
                 let (names, found) = Names::new();
                 tables.tunnel = Some((Box::new(Udp::new(engine.clone(), sockets, names, keys, settings)?), found));
             }
@@ -119,10 +125,41 @@ impl Plane {
         if let Some((udp, _)) = tunnel {
             runtime |= udp.turn();
         }
+        if let (Some((tcp, _)), Some(rendezvous)) = (&mut *gateway, &mut *rendezvous) {
+            while let Some(want) = tcp.poll_want() {
+                rendezvous.want(&want);
+            }
+        }
         if let Some(rendezvous) = rendezvous {
             rendezvous.turn();
         }
+        self.match_players();
         Ok(runtime)
+    }
+
+    /// Brings players and their connections together: at a rendezvous those that were found, at a provider those to be opened.
+    fn match_players(&mut self) {
+        let Tables { gateway: Some((tcp, _)), tunnel, rendezvous } = &mut self.tables else { return };
+        if let Some(rendezvous) = rendezvous {
+            while let Some((asker, found)) = rendezvous.poll_found() {
+                match found {
+                    Err(NoConnection::Elsewhere(worker)) => {
+                        if let Some(guest) = tcp.send_off(asker) {
+                            rendezvous.hand_over(guest, worker);
+                        }
+                    }
+                    found => tcp.handle_found_connection(asker, found),
+                }
+            }
+            while let Some(guest) = rendezvous.poll_guest() {
+                tcp.welcome(guest);
+            }
+        }
+        while let Some((address, id)) = tunnel.as_mut().and_then(|(udp, _)| udp.poll_dial()) {
+            if !self.draining {
+                tcp.reserve(address, id);
+            }
+        }
     }
 
     /// Games under way, and what is to become one.
@@ -193,6 +230,9 @@ impl Plane {
             rendezvous.reload(&keys, settings);
         }
         if let (Some((udp, _)), Some(settings)) = (tunnel, new_tunnel) {
+            if let (Some((tcp, _)), Some(of_players)) = (gateway, settings.of_players()) {
+                tcp.reload(Keyring::empty(), of_players);
+            }
             udp.reload(keys, settings);
         } else if let (Some((tcp, _)), Some(settings)) = (gateway, new_gateway) {
             tcp.reload(keys, settings);
@@ -202,8 +242,8 @@ impl Plane {
     /// Waits for an address that somebody asked for, and hands it over. Nothing is lost when this is cancelled.
     pub(super) async fn hear_names(&mut self) {
         match &mut self.tables {
+            Tables { tunnel: Some((udp, found)), .. } => udp.handle_found(next(found).await), // its TCP has addresses
             Tables { gateway: Some((tcp, found)), .. } => tcp.handle_found(next(found).await),
-            Tables { tunnel: Some((udp, found)), .. } => udp.handle_found(next(found).await),
             Tables { .. } => std::future::pending().await,
         }
     }

@@ -10,7 +10,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::wire::{EndReason, FLOWS_OF_PROVIDERS, Flow, Notice, RefusalReason, Request, Transport};
+use super::data::DataId;
+use super::wire::{Channel, EndReason, FLOWS_OF_PROVIDERS, Flow, Notice, RefusalReason, Request, Transport};
 use crate::proto::tunnel::ServiceName;
 use crate::proto::tunnel::random::Random;
 
@@ -81,6 +82,10 @@ pub enum Event {
     Ended(Flow, EndReason),
     /// This peer, as the rendezvous sees it.
     Address(Transport, std::net::SocketAddr),
+    /// The rendezvous wants a connection for a player.
+    Dial(DataId),
+    /// Players of datagrams may come that way.
+    Channel(Channel),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -260,6 +265,8 @@ impl Client {
             }
             Notice::Connected(_) | Notice::Waiting(_) | Notice::Ended(..) => {} // it was hung up meanwhile
             Notice::Address(transport, address) => self.events.push_back(Event::Address(transport, address)),
+            Notice::Dial(id) => self.events.push_back(Event::Dial(id)),
+            Notice::Channel(channel) => self.events.push_back(Event::Channel(channel)),
         }
     }
 

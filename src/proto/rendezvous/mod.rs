@@ -11,9 +11,14 @@
 //! 4. When the provider is gone the visitor's flow waits until there is a provider again. When the rendezvous itself is gone,
 //!    all peers come back and say all of it again: nothing is kept.
 //!
+//! A rendezvous can also be a hub: players who have nothing but the game reach a provider through it. For each of them it asks
+//! the provider for a connection of its own ([`data`]), a few of them in advance ([`hub`]).
+//!
 //! Deliberately absent: sockets; how a peer proves its key (`proto::tunnel` does); how two peers find a direct path.
 
 pub mod client;
+pub mod data;
+pub mod hub;
 pub mod meter;
 pub mod registry;
 pub mod wire;

@@ -47,6 +47,8 @@ pub struct Registry<P> {
     /// Drained after each input, which makes a few for each flow of a key at most.
     notices: VecDeque<(P, Notice)>,
     news: VecDeque<News>,
+    /// How often a service has got another provider, or lost it.
+    changes: u64,
 }
 
 /// For those who keep the rendezvous.
@@ -125,6 +127,7 @@ impl<P: Copy + Ord + Hash + Debug> Registry<P> {
             wishes: BTreeMap::new(),
             notices: VecDeque::new(),
             news: VecDeque::new(),
+            changes: 0,
         }
     }
 
@@ -178,6 +181,21 @@ impl<P: Copy + Ord + Hash + Debug> Registry<P> {
     #[must_use]
     pub fn route(&self, from: P, flow: Flow) -> Option<(P, Flow)> {
         self.members.get(&from)?.flows.get(&flow)?.to
+    }
+
+    /// Another number than before when a service may have another provider than before.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Who provides a service, whatever its key.
+    #[must_use]
+    pub fn provider(&self, name: ServiceName) -> Option<P> {
+        match self.services.get(&name)?.holder {
+            Holder::Present(provider) => Some(provider),
+            Holder::LostUntil(_) => None,
+        }
     }
 
     #[must_use]
@@ -365,6 +383,7 @@ impl<P: Copy + Ord + Hash + Debug> Registry<P> {
     }
 
     fn report(&mut self, news: News) {
+        self.changes += u64::from(!matches!(news, News::TooMany { .. }));
         self.news.push_back(news);
         if self.news.len() > NEWS_MAX {
             self.news.pop_front();

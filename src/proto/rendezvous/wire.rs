@@ -19,6 +19,8 @@
 //! 69 ended       flow u32 | reason u8
 //! 70 refused     reason u8 | name
 //! 71 address     transport u8 | 4 | IPv4 4 | port u16,  or  transport u8 | 6 | IPv6 16 | port u16
+//! 72 dial        id 16
+//! 73 channel     channel u8 | port u8 | name
 //! ```
 //!
 //! Flows that a visitor numbers are below 2^31, those that the rendezvous numbers for a provider are above: a peer may be both.
@@ -26,6 +28,7 @@
 
 use std::net::SocketAddr;
 
+use super::data::DataId;
 use crate::proto::tunnel::ServiceName;
 use crate::proto::tunnel::wire::{Malformed, SERVICE_BYTES_MAX};
 use crate::proto::tunnel::{emit_address, parse_optional_address};
@@ -72,6 +75,18 @@ pub enum Notice {
     Refused(RefusalReason, ServiceName),
     /// This is how your packets arrive.
     Address(Transport, SocketAddr),
+    /// Open a connection for one player, with this id ([`super::data`]).
+    Dial(DataId),
+    /// Datagrams of this port of the tunnel, each session a player, are for that UDP port of the service.
+    Channel(Channel),
+}
+
+/// A port of the tunnel that stands for a UDP port of a service, both counted from 0. Port 0 of the tunnel is for flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Channel {
+    pub number: u8,
+    pub service: ServiceName,
+    pub port: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,6 +182,8 @@ const WAITING: u8 = 68;
 const ENDED: u8 = 69;
 const REFUSED: u8 = 70;
 const ADDRESS: u8 = 71;
+const DIAL: u8 = 72;
+const CHANNEL: u8 = 73;
 
 impl Message for Request {
     fn emit_body(&self, out: &mut Vec<u8>) {
@@ -216,6 +233,14 @@ impl Message for Notice {
                 out.extend_from_slice(&[ADDRESS, transport.to_byte()]);
                 emit_address(*address, out);
             }
+            Self::Dial(id) => {
+                out.push(DIAL);
+                out.extend_from_slice(&id.0);
+            }
+            Self::Channel(channel) => {
+                out.extend_from_slice(&[CHANNEL, channel.number, channel.port]);
+                out.extend_from_slice(channel.service.as_str().as_bytes());
+            }
         }
     }
 
@@ -239,6 +264,13 @@ impl Message for Notice {
                 let address = parse_optional_address(&mut rest)?.filter(|_| rest.is_empty()).ok_or(Malformed)?;
                 Self::Address(Transport::from_byte(*transport)?, address)
             }
+            DIAL => Self::Dial(DataId(body.try_into().map_err(|_length| Malformed)?)),
+            CHANNEL => match body {
+                [number, port, name @ ..] if *number != 0 => {
+                    Self::Channel(Channel { number: *number, service: parse_name(name)?, port: *port })
+                }
+                _ => return Err(Malformed),
+            },
             _ => return Ok(None),
         }))
     }
@@ -387,6 +419,9 @@ mod tests {
             b"\0\x03\x47\0\0",
             b"\0\x09\x47\x02\x04\0\0\0\0\0\0",
             b"\0\x0a\x47\0\x04\0\0\0\0\0\0\0",
+            b"\0\x10\x48\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            b"\0\x04\x49\0\0g",
+            b"\0\x03\x49\x01\0",
         ] {
             let mut inbox = Inbox::default();
             inbox.push(bytes);
@@ -405,7 +440,7 @@ mod tests {
 
     fn notice() -> impl Strategy<Value = Notice> {
         let address = any::<(std::net::IpAddr, u16)>();
-        ("[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", any::<(u32, u8)>(), address, 0..8).prop_map(
+        ("[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", any::<(u32, u8)>(), address, 0..10).prop_map(
             |(text, (flow, byte), address, kind)| match kind {
                 0 => Notice::Registered(name(&text)),
                 1 => Notice::Taken(name(&text)),
@@ -413,6 +448,8 @@ mod tests {
                 3 => Notice::Connected(Flow(flow)),
                 4 => Notice::Waiting(Flow(flow)),
                 5 => Notice::Ended(Flow(flow), EndReason::from_byte(byte)),
+                8 => Notice::Dial(DataId([byte; DataId::BYTES])),
+                9 => Notice::Channel(Channel { number: byte.max(1), service: name(&text), port: byte }),
                 6 => Notice::Refused(RefusalReason::from_byte(byte), name(&text)),
                 _ => Notice::Address(if byte % 2 == 0 { Transport::Udp } else { Transport::Tcp }, address.into()),
             },

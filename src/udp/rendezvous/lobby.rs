@@ -2,6 +2,8 @@
 //! first byte of the first packet, as for datagrams it tells the kernel. A connection may come to any worker: that one looks at
 //! its first bytes without taking them, and hands the descriptor on.
 //!
+//! Players go the same way, once it is known whom they want, when that provider is not here.
+//!
 //! Whoever says nothing is let go after a while, and earlier when too many wait: the one who has waited longest. A connection
 //! that finds no room on its way to another worker is let go, too; its peer comes again.
 
@@ -14,6 +16,7 @@ use super::settings::Settings;
 use crate::engine::{Engine, Token};
 use crate::limits;
 use crate::sys::{control, socket};
+use crate::tcp::guest::{GUEST_BYTES_MAX, Guest};
 
 /// `length u16 | first byte of the packet`: as much as has to be seen.
 const HEAD_BYTES: usize = 3;
@@ -38,6 +41,17 @@ impl Lobby {
     pub(super) fn new(inbox: OwnedFd, outboxes: Vec<OwnedFd>, engine: &mut Engine) -> io::Result<Self> {
         engine.watch_arrivals(inbox.as_fd(), Token::new(super::MAIL, 0, 0))?;
         Ok(Self { waiting: HashMap::new(), order: VecDeque::new(), last_number: 0, inbox, has_mail: true, outboxes })
+    }
+
+    /// Hands a player to another worker. False when there is no room.
+    pub(super) fn hand_over(&self, guest: &Guest, worker: usize) -> bool {
+        let mut message = vec![GUEST];
+        guest.emit(&mut message);
+        let Some(outbox) = self.outboxes.get(worker) else { return false };
+        let sent = control::send(outbox.as_fd(), &message, &[guest.client.as_fd()]).inspect_err(|error| {
+            tracing::debug!(%error, worker, "a player finds no room at the worker that may have his provider");
+        });
+        sent.is_ok()
     }
 
     /// Lets somebody wait until it has said who it is.
@@ -88,7 +102,7 @@ impl Lobby {
             return Some(connection);
         }
         let outbox = self.outboxes.get(home)?;
-        if let Err(error) = control::send(outbox.as_fd(), &[0], &[connection.as_fd()]) {
+        if let Err(error) = control::send(outbox.as_fd(), &[PEER], &[connection.as_fd()]) {
             tracing::debug!(%error, worker = home, "a connection finds no room at the worker it belongs to");
         }
         None
@@ -112,14 +126,18 @@ impl Lobby {
     }
 
     /// Hands out connections from other workers. True when there may be more.
-    pub(super) fn take_mail(&mut self, mut each: impl FnMut(OwnedFd)) -> bool {
+    pub(super) fn take_mail(&mut self, mut each: impl FnMut(Mail)) -> bool {
+        let mut message = [0; 1 + GUEST_BYTES_MAX];
         for _ in 0..TAKEN_PER_TURN {
             if !self.has_mail {
                 return false;
             }
-            match control::receive(self.inbox.as_fd(), &mut [0; 1]) {
+            match control::receive(self.inbox.as_fd(), &mut message) {
                 Ok((0, _)) => self.has_mail = false, // no worker is left that could send any
-                Ok((_, connections)) => connections.into_iter().for_each(&mut each),
+                Ok((length, connections)) => {
+                    let mail = |connection| Mail::read(&message[..length], connection);
+                    connections.into_iter().filter_map(mail).for_each(&mut each);
+                }
                 Err(error) => self.has_mail = error.kind() == io::ErrorKind::Interrupted,
             }
         }
@@ -141,6 +159,28 @@ impl Lobby {
         self.order.clear();
         for (number, connection) in self.waiting.drain() {
             engine.forget(connection, token(number));
+        }
+    }
+}
+
+/// From another worker.
+#[derive(Debug)]
+pub(super) enum Mail {
+    /// A connection whose home is here.
+    Peer(OwnedFd),
+    /// A player whose provider may be here.
+    Guest(Guest),
+}
+
+/// What a message begins with.
+const PEER: u8 = 0;
+const GUEST: u8 = 1;
+
+impl Mail {
+    fn read(message: &[u8], connection: OwnedFd) -> Option<Self> {
+        match message.split_first()? {
+            (&GUEST, guest) => Guest::parse(connection, guest).map(Self::Guest),
+            _ => Some(Self::Peer(connection)),
         }
     }
 }

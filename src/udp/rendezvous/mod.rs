@@ -11,11 +11,16 @@
 //! the `lobby`. A second socket, on the next port, is there only so that peers can learn whether their NAT gives them the same
 //! address towards both.
 //!
+//! It is also a hub (`desk`, `arenas`): players who have nothing but the game reach providers through it. TCP has a connection
+//! for each player, which the provider opens to here and the gateway's plane relays; datagrams go in the provider's tunnel.
+//!
 //! Strangers hear nothing. A connection whose first packet is neither an offer nor for a tunnel that is here ends without a
 //! word, by which a peer learns that this is not the process that it knew.
 //!
 //! Deliberately absent: anything that outlives the process.
 
+mod arenas;
+mod desk;
 mod journal;
 mod lobby;
 mod members;
@@ -34,20 +39,25 @@ use crate::engine::{Engine, Event};
 use crate::proto::rendezvous::SERVICE;
 use crate::proto::rendezvous::meter::Meter;
 use crate::proto::rendezvous::registry::{Limits, Registry};
-use crate::proto::rendezvous::wire::Flow;
+use crate::proto::rendezvous::wire::{Flow, Notice};
 use crate::proto::token::Keyring;
 use crate::proto::tunnel::wire::Id;
 use crate::proto::tunnel::{self, CloseReason, Endpoint, Key, ResetReason, Service, ServiceName, TunnelId, Way};
 use crate::sys::clock;
 use crate::tcp::accept::{self, Doors};
+use crate::tcp::guest::Guest;
+use crate::tcp::hub::{NoConnection, Want};
+use arenas::Arenas;
+use desk::Desk;
 use journal::Journal;
-use lobby::Lobby;
+use lobby::{Lobby, Mail};
 use members::{Listening, Member};
-pub use settings::Settings;
+pub use settings::{Exposed, Settings};
 
 /// Slots in tokens, beside those of the carrier.
 const LOBBY: u32 = u32::MAX - 8;
 const MAIL: u32 = u32::MAX - 9;
+const DATA: u32 = u32::MAX - 10;
 
 /// While it drains: how often peers are looked through for games, and the datagrams since then, and half of those before, by
 /// which a game is told from peers that only keep their way open.
@@ -71,8 +81,16 @@ pub struct Rendezvous {
     /// Of keys, where they are limited.
     meters: HashMap<Id, Meter>,
     journal: Journal,
+    desk: Desk,
+    arenas: Arenas,
+    /// Of the registry, that these know.
+    changes_seen: u64,
     settings: Settings,
     keys: Vec<Arc<Key>>,
+    /// Workers that are home to any key, a bit each.
+    homes: u64,
+    /// Players from other workers.
+    guests: VecDeque<Guest>,
     datagram: Vec<u8>,
     /// Something may have been left over by the last turn.
     crowded: bool,
@@ -91,9 +109,10 @@ impl Rendezvous {
         let now = clock::now();
         let mut seed = [0; 32];
         getrandom::fill(&mut seed)?;
-        let Sockets { datagrams, listeners, mail } = Sockets::sort(sockets, &settings)?;
+        let Sockets { datagrams, listeners, mail, arenas } = Sockets::sort(sockets, &settings)?;
         let mut carrier = Carrier::on(datagrams, &mut engine)?;
         carrier.links = Links::new(settings.peers_max);
+        carrier.links.takes_data = true;
         let doors = Doors::new(listeners);
         doors.open(&mut engine)?;
         let lobby = mail.map(|(inbox, outboxes)| Lobby::new(inbox, outboxes, &mut engine)).transpose()?;
@@ -109,8 +128,13 @@ impl Rendezvous {
             unheard: VecDeque::new(),
             meters: HashMap::new(),
             journal: Journal::default(),
+            desk: Desk::new(&settings, seed),
+            arenas: Arenas::new(arenas, &settings),
+            changes_seen: 0,
             settings,
             keys: Vec::new(),
+            homes: 0,
+            guests: VecDeque::new(),
             datagram: Vec::new(),
             crowded: true,
             closing: false,
@@ -124,10 +148,15 @@ impl Rendezvous {
 
     fn serve(&mut self, keys: &Keyring) {
         let of = |secret: &crate::proto::token::Secret| Arc::new(Key::from_secret(secret.bytes()));
-        self.keys = keys.secrets().iter().map(of).filter(|key| self.settings.is_home_of(key)).collect();
+        let mut keys: Vec<_> = keys.secrets().iter().map(of).collect();
+        self.homes = keys.iter().fold(0, |homes, key| homes | 1 << self.settings.home_of(key));
+        keys.retain(|key| self.settings.home_of(key) == self.settings.worker);
+        self.keys = keys;
         self.peers.withdraw(&service());
         if !self.closing {
-            self.keys.iter().for_each(|key| self.peers.serve(key.clone(), service(), Service::default()));
+            // With players' datagrams go their addresses.
+            let of_datagrams = Service { wants_addresses: true, ..Service::default() };
+            self.keys.iter().for_each(|key| self.peers.serve(key.clone(), service(), of_datagrams));
         }
     }
 
@@ -160,6 +189,8 @@ impl Rendezvous {
             }
         }
         while self.transmit() {}
+        self.desk.close(&mut self.engine);
+        self.arenas.close(&mut self.engine);
         self.carrier.close(&mut self.engine);
         self.doors.close(&mut self.engine);
         // A ring lets go of sockets in its own time: whoever starts after us must find the port free.
@@ -192,6 +223,8 @@ impl Rendezvous {
             of_endpoint,
             paused_until,
             self.registry.next_timeout().map(time),
+            self.desk.next_timeout().map(time),
+            self.arenas.deadline(),
             self.carrier.links.deadline(),
             self.lobby.as_ref().and_then(Lobby::deadline),
             self.doors.deadline(),
@@ -209,11 +242,70 @@ impl Rendezvous {
         let more = self.receive();
         self.hear_tunnels();
         self.hear_requests();
+        let more_players = self.hear_players();
         self.registry.handle_timeout(self.now_us());
         self.pass_on();
+        self.ask_for_connections();
         self.look_for_games();
         let more_to_send = self.transmit();
-        self.crowded = more_visitors | more | more_to_send | !self.unheard.is_empty();
+        self.crowded = more_visitors | more | more_players | more_to_send | !self.unheard.is_empty();
+    }
+
+    // Players who have nothing but the game.
+
+    /// Somebody wants a connection to the provider of a service. In its turn the answer may be there.
+    pub(crate) fn want(&mut self, want: &Want) {
+        match self.registry.provider(want.service) {
+            Some(provider) => self.desk.want(self.now_us(), want.asker, provider, &mut self.engine),
+            None => self.desk.refuse(want.asker, self.elsewhere(want.tried)),
+        }
+    }
+
+    /// Whether another worker may have a provider that is not here.
+    fn elsewhere(&self, tried: u64) -> NoConnection {
+        let untried = self.homes & !(tried | 1 << self.settings.worker);
+        if untried == 0 { NoConnection::NoProvider } else { NoConnection::Elsewhere(untried.trailing_zeros() as usize) }
+    }
+
+    /// Hands a player to another worker. He need not come back here; but does when he finds no room there.
+    pub(crate) fn hand_over(&mut self, mut guest: Guest, worker: usize) {
+        guest.tried |= 1 << self.settings.worker;
+        if !self.lobby.as_ref().is_some_and(|lobby| lobby.hand_over(&guest, worker)) {
+            guest.tried |= 1 << worker;
+            self.guests.push_back(guest);
+        }
+    }
+
+    /// The next player from another worker.
+    pub(crate) fn poll_guest(&mut self) -> Option<Guest> {
+        self.guests.pop_front()
+    }
+
+    /// The next connection that somebody wanted, or why there is none.
+    pub(crate) fn poll_found(&mut self) -> Option<(crate::tcp::Key, Result<OwnedFd, NoConnection>)> {
+        self.desk.poll_found()
+    }
+
+    fn ask_for_connections(&mut self) {
+        let now = self.now_us();
+        self.desk.handle_timeout(now, &mut self.engine);
+        while let Some((provider, id)) = self.desk.poll_dial() {
+            self.tell(provider, Notice::Dial(id));
+        }
+    }
+
+    /// True when there may be more.
+    fn hear_players(&mut self) -> bool {
+        self.peers.endpoint().is_some_and(|endpoint| self.arenas.hear(self.now, endpoint))
+    }
+
+    /// Services may have other providers than before.
+    fn note_providers(&mut self) {
+        let (now, registry) = (super::micros(self.now - self.origin), &self.registry);
+        self.desk.note_providers(now, |service| registry.provider(service));
+        for (provider, channel) in self.arenas.note_providers(|service| registry.provider(service), &mut self.engine) {
+            self.tell(provider, Notice::Channel(channel));
+        }
     }
 
     fn now_us(&self) -> u64 {
@@ -241,6 +333,10 @@ impl Rendezvous {
             (super::WIRES, ..) => carrier.note_arrival(token),
             (super::LINKS, Event::Ready(_, news), _) => carrier.links.note(token, news),
             (super::LINKS, ..) => carrier.links.watch_again(token, engine),
+            (super::ARENAS, Event::Disarmed(_), _) => watched = self.arenas.watch_again(token, engine),
+            (super::ARENAS, ..) => self.arenas.note_arrival(token),
+            // Whatever it is: such a connection says nothing until it is used.
+            (DATA, ..) => self.desk.end(super::micros(self.now - self.origin), token.generation, engine),
             (MAIL, Event::Disarmed(_), Some(lobby)) => watched = lobby.watch_mail_again(engine),
             (MAIL, _, Some(lobby)) => lobby.note_mail(),
             (LOBBY, Event::Disarmed(_), Some(lobby)) => lobby.watch_again(token.generation, engine),
@@ -275,7 +371,10 @@ impl Rendezvous {
 
     fn take_mail(&mut self) -> bool {
         let Some(mut lobby) = self.lobby.take() else { return false };
-        let more = lobby.take_mail(|connection| self.link(connection));
+        let more = lobby.take_mail(|mail| match mail {
+            Mail::Peer(connection) => self.link(connection),
+            Mail::Guest(guest) => self.guests.push_back(guest),
+        });
         lobby.expire(self.now, &mut self.engine);
         self.lobby = Some(lobby);
         more
@@ -298,6 +397,9 @@ impl Rendezvous {
         let now = self.now_us();
         let more = self.carrier.receive(now, &mut self.peers, |_, _| {});
         self.carrier.links.expire(self.now);
+        while let Some((id, connection)) = self.carrier.links.poll_data(&mut self.engine) {
+            self.desk.take(now, id, connection, &mut self.engine);
+        }
         while self.carrier.links.poll_news(&mut self.engine).is_some() {} // tunnels outlive their links
         if self.peers.next_timeout().is_some_and(|at| at <= now) {
             self.peers.handle_timeout(now);
@@ -353,6 +455,7 @@ impl Rendezvous {
     fn note_lost(&mut self, peer: TunnelId) {
         self.members.remove(&peer);
         self.registry.leave(self.now_us(), peer);
+        self.desk.leave(peer);
     }
 
     fn let_go(&mut self, peer: TunnelId, reason: CloseReason) {
@@ -376,6 +479,10 @@ impl Rendezvous {
             self.datagram.clear();
             let Some(tunnel) = endpoint.tunnel(from) else { return };
             let Some(info) = tunnel.read_datagram(&mut self.datagram) else { return };
+            if info.port != 0 {
+                self.arenas.deliver(from, &info, &self.datagram, self.now);
+                continue;
+            }
             let Some((to, flow)) = self.registry.route(from, Flow(info.session)) else { continue };
             if meter.as_mut().is_some_and(|meter| !meter.admit(now, self.datagram.len())) {
                 continue;
@@ -413,14 +520,21 @@ impl Rendezvous {
     /// Tells the peers what there is to tell, and the operator what has changed.
     fn pass_on(&mut self) {
         while let Some((peer, notice)) = self.registry.poll_notice() {
-            let Some(member) = self.members.get_mut(&peer) else { continue };
-            let Some(tunnel) = self.peers.endpoint().and_then(|endpoint| endpoint.tunnel(peer)) else { continue };
-            if !member.tell(notice, tunnel) {
-                self.let_go(peer, CloseReason::Fault);
-            }
+            self.tell(peer, notice);
         }
         while let Some(news) = self.registry.poll_news() {
             self.journal.write(self.now_us(), news);
+        }
+        if std::mem::replace(&mut self.changes_seen, self.registry.changes()) != self.registry.changes() {
+            self.note_providers();
+        }
+    }
+
+    fn tell(&mut self, peer: TunnelId, notice: Notice) {
+        let Some(member) = self.members.get_mut(&peer) else { return };
+        let Some(tunnel) = self.peers.endpoint().and_then(|endpoint| endpoint.tunnel(peer)) else { return };
+        if !member.tell(notice, tunnel) {
+            self.let_go(peer, CloseReason::Fault);
         }
     }
 
@@ -456,11 +570,13 @@ struct Sockets {
     datagrams: Vec<OwnedFd>,
     listeners: Vec<OwnedFd>,
     mail: Option<(OwnedFd, Vec<OwnedFd>)>,
+    arenas: Vec<OwnedFd>,
 }
 
 impl Sockets {
     fn sort(sockets: Vec<OwnedFd>, settings: &Settings) -> io::Result<Self> {
         let mut sockets = sockets.into_iter();
+        let arenas: Vec<_> = sockets.by_ref().take(settings.exposed.datagrams.len()).collect();
         let mut next = || sockets.next().ok_or(io::ErrorKind::UnexpectedEof);
         let (mut datagrams, mut listeners) = (Vec::new(), Vec::new());
         for _ in 0..settings.addresses {
@@ -468,6 +584,6 @@ impl Sockets {
             listeners.push(next()?);
         }
         let mail = if settings.workers > 1 { Some((next()?, sockets.collect())) } else { None };
-        Ok(Self { datagrams, listeners, mail })
+        Ok(Self { datagrams, listeners, mail, arenas })
     }
 }

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::limits;
-use crate::proto::tunnel::{self, Key};
+use crate::proto::target::Provided;
+use crate::proto::tunnel::{self, Key, ServiceName};
 use crate::sys;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -17,17 +18,29 @@ pub struct Settings {
     pub relay_rate: Option<u64>,
     /// Peers of a worker.
     pub peers_max: usize,
+    pub exposed: Exposed,
+}
+
+/// Services that players reach through here with nothing but the game.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Exposed {
+    /// By TCP, through the gateway's plane: their providers are asked for connections in advance.
+    pub connections: Vec<ServiceName>,
+    /// By UDP: a socket for each, which all workers share.
+    pub datagrams: Vec<Provided>,
 }
 
 /// Sockets of one address.
 const SOCKETS_OF_ADDRESS: usize = 3;
 
 impl Settings {
-    /// Sockets of a worker. Behind those of the addresses comes, when there are others, that by which it gets connections from
-    /// them, and then for each worker that by which it gets connections from here.
+    /// Sockets of a worker: those of exposed services, those of the addresses, and when there are other workers, that by which it
+    /// gets connections from them, and then for each worker that by which it gets connections from here.
     #[must_use]
     pub fn sockets(&self) -> usize {
-        SOCKETS_OF_ADDRESS * self.addresses + if self.workers > 1 { 1 + self.workers } else { 0 }
+        self.exposed.datagrams.len()
+            + SOCKETS_OF_ADDRESS * self.addresses
+            + if self.workers > 1 { 1 + self.workers } else { 0 }
     }
 
     /// The worker where all peers of a key, or all packets for an id, are at home, by the first byte of either.
@@ -35,8 +48,8 @@ impl Settings {
         usize::from(first_byte) % self.workers
     }
 
-    pub(super) fn is_home_of(&self, key: &Key) -> bool {
-        self.home(key.id().0[0]) == self.worker
+    pub(super) fn home_of(&self, key: &Key) -> usize {
+        self.home(key.id().0[0])
     }
 
     pub(super) fn of_tunnels(&self) -> tunnel::Settings {

@@ -56,6 +56,7 @@ impl Attempt {
     pub(super) fn new(host: &Target, number: u32, context: &Context) -> Self {
         let untried = match host {
             Target::Address(address) => Some(routes([*address])),
+            Target::Provider(_) => Some(routes([])), // the configuration knows better
             Target::Name { host, .. } => {
                 let asker = Asker { service: None, attempt: number };
                 context.names.ask(asker, host, limits::REACH_TIMEOUT);

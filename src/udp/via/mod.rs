@@ -11,21 +11,28 @@
 mod attempt;
 mod up;
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use super::carrier::Carrier;
 use super::peers::PeerId;
 use super::{Asker, Context, links, settings};
+use crate::limits;
+use crate::proto::proxy_header::HEADER_BYTES_MAX;
 use crate::proto::rendezvous::client::{Client, Event, Haste};
-use crate::proto::rendezvous::wire::{Flow, Message, Notice, Transport};
+use crate::proto::rendezvous::data::DataId;
+use crate::proto::rendezvous::wire::{Channel, Flow, Message, Notice, Transport};
 use crate::proto::target::Target;
-use crate::proto::tunnel::{CloseReason, ServiceName, Way};
+use crate::proto::tunnel::{CloseReason, DatagramInfo, ServiceName, Way};
 use attempt::Attempt;
 use up::Up;
 
 /// A daemon meets its peers at one rendezvous.
 const NUMBER: u16 = 0;
+
+/// Channels that a rendezvous can have.
+const CHANNELS_MAX: usize = u8::MAX as usize;
 
 /// Words for the rendezvous, in bytes, that wait for room in the stream before no more are taken.
 const OUTBOX_BYTES: usize = 4096;
@@ -41,6 +48,10 @@ pub(super) struct Via {
     down_since: Instant,
     /// What is wrong was logged.
     told: bool,
+    /// Connections that the rendezvous wants for players, to be fetched in the same turn.
+    dials: VecDeque<(SocketAddr, DataId)>,
+    /// By which players of datagrams come, to be fetched in the same turn.
+    channels: Vec<Channel>,
 }
 
 impl Via {
@@ -53,6 +64,8 @@ impl Via {
             attempts: 0,
             down_since: now,
             told: false,
+            dials: VecDeque::new(),
+            channels: Vec::new(),
         }
     }
 
@@ -67,6 +80,15 @@ impl Via {
 
     pub(super) fn withdraw(&mut self, name: ServiceName) {
         self.client.withdraw(name);
+    }
+
+    /// The next connection to be opened for a player, and where to.
+    pub(super) fn poll_dial(&mut self) -> Option<(SocketAddr, DataId)> {
+        self.dials.pop_front()
+    }
+
+    pub(super) fn poll_channel(&mut self) -> Option<Channel> {
+        self.channels.pop()
     }
 
     pub(super) fn connect(&mut self, name: ServiceName) -> Option<Flow> {
@@ -170,6 +192,8 @@ impl Via {
         tracing::info!(via = %self.host, why, "the rendezvous is lost; trying to get it back");
         up.stop(carrier, context);
         carrier.via = None;
+        self.dials.clear();
+        self.channels.clear();
         self.client.note_lost(context.now_us(), haste);
         (self.down_since, self.told) = (context.now, false);
     }
@@ -271,22 +295,43 @@ impl Via {
                         up.reflexive = Some(address);
                     }
                 }
+                Event::Dial(id) => {
+                    if let Some(up) = self.up.as_ref().filter(|_| self.dials.len() < limits::RESERVED_MAX) {
+                        self.dials.push_back((up.address, id));
+                    }
+                }
+                Event::Channel(channel) => {
+                    if self.channels.len() < CHANNELS_MAX {
+                        self.channels.push(channel);
+                    }
+                }
                 Event::Address(Transport::Udp, _) => {} // a round has sockets of its own, and asks for each
                 event @ (Event::Connected(_) | Event::Waiting(_) | Event::Ended(..)) => return Some(event),
             }
         }
     }
 
-    /// Hands in the packets of other tunnels that have come through this one.
-    pub(super) fn deliver(&mut self, context: &mut Context, mut heard: impl FnMut(PeerId, SocketAddr)) {
+    /// Hands in the packets of other tunnels that have come through this one, and hands out what players of the rendezvous say:
+    /// behind room for a header.
+    pub(super) fn deliver(
+        &mut self,
+        context: &mut Context,
+        mut heard: impl FnMut(PeerId, SocketAddr),
+        mut play: impl FnMut(PeerId, &DatagramInfo, &mut Context),
+    ) {
         let Some(up) = &self.up else { return };
         let now = context.now_us();
         loop {
             context.datagram.clear();
+            context.datagram.resize(HEADER_BYTES_MAX, 0);
             let Some(mut tunnel) = context.peers.get(up.tunnel) else { return };
             let Some(info) = tunnel.read_datagram(&mut context.datagram) else { return };
+            if info.port != 0 {
+                play(up.tunnel, &info, context);
+                continue;
+            }
             let from = Self::address_of(Flow(info.session));
-            if let Some(peer) = context.peers.handle_datagram(now, from, &mut context.datagram) {
+            if let Some(peer) = context.peers.handle_datagram(now, from, &mut context.datagram[HEADER_BYTES_MAX..]) {
                 heard(peer, from);
             }
         }

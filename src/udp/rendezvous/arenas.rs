@@ -1,0 +1,171 @@
+//! Players of exposed services by UDP. Each player is a session of the tunnel to the provider, and each socket here a port of it
+//! ([`Channel`]): his datagrams go in that tunnel as those of flows do, and are open to whoever keeps the rendezvous, as they are on
+//! their way to it.
+//!
+//! A socket is heard while its service has a provider here. All workers share it, and only one has the provider.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use super::super::ARENAS;
+use super::super::sessions::Sessions;
+use super::settings::Settings;
+use crate::engine::{Engine, Token};
+use crate::proto::rendezvous::wire::Channel;
+use crate::proto::target::Provided;
+use crate::proto::tunnel::{DatagramInfo, Endpoint, ServiceName, TunnelId};
+use crate::sys::udp::{self, Batch, Outlet};
+
+/// Batches taken from one socket before others have their turn.
+const BATCHES_PER_TURN: usize = 16;
+
+/// Batches that have waited for a provider, and are old: more than a socket's buffer holds of games' datagrams.
+const STALE_BATCHES_MAX: usize = 8192;
+
+#[derive(Debug)]
+pub(super) struct Arenas {
+    arenas: Vec<Arena>,
+    players: Sessions<(usize, SocketAddr), Player>,
+    buffer: Box<[u8]>,
+}
+
+#[derive(Debug)]
+struct Arena {
+    socket: OwnedFd,
+    token: Token,
+    /// The port of tunnels that it is.
+    channel: Channel,
+    /// Who has the service.
+    provider: Option<TunnelId>,
+    is_readable: bool,
+    outlet: Outlet,
+}
+
+/// To which of our addresses a player talks.
+#[derive(Clone, Copy, Debug)]
+struct Player {
+    to: Option<IpAddr>,
+}
+
+impl Arenas {
+    pub(super) fn new(sockets: Vec<OwnedFd>, settings: &Settings) -> Self {
+        let arena = |(number, (socket, provided)): (u8, (OwnedFd, &Provided))| Arena {
+            socket,
+            token: Token::new(ARENAS, number.into(), 0),
+            channel: Channel { number: number + 1, service: provided.service, port: provided.port },
+            provider: None,
+            is_readable: false,
+            outlet: Outlet::default(),
+        };
+        let arenas: Vec<_> = (0..).zip(sockets.into_iter().zip(&settings.exposed.datagrams)).map(arena).collect();
+        let buffer = vec![0; if arenas.is_empty() { 0 } else { udp::RECEIVE_BYTES }].into();
+        Self { arenas, players: Sessions::new(), buffer }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.players.deadline()
+    }
+
+    /// Services may have other providers than before. Hands out what new ones have to know.
+    pub(super) fn note_providers(
+        &mut self,
+        provider: impl Fn(ServiceName) -> Option<TunnelId>,
+        engine: &mut Engine,
+    ) -> Vec<(TunnelId, Channel)> {
+        let mut channels = Vec::new();
+        for arena in &mut self.arenas {
+            let provider = provider(arena.channel.service);
+            let before = std::mem::replace(&mut arena.provider, provider);
+            channels.extend(provider.filter(|_| before != provider).map(|provider| (provider, arena.channel)));
+            match (before, provider) {
+                (None, Some(_)) => arena.open(&mut self.buffer, engine),
+                (Some(_), None) => arena.close(engine),
+                (None, None) | (Some(_), Some(_)) => {}
+            }
+        }
+        channels
+    }
+
+    pub(super) fn note_arrival(&mut self, token: Token) {
+        if let Some(arena) = self.arenas.get_mut(token.generation as usize) {
+            arena.is_readable = arena.provider.is_some();
+        }
+    }
+
+    pub(super) fn watch_again(&mut self, token: Token, engine: &mut Engine) -> io::Result<()> {
+        self.note_arrival(token);
+        match self.arenas.get(token.generation as usize) {
+            Some(arena) if arena.provider.is_some() => engine.watch_arrivals(arena.socket.as_fd(), arena.token),
+            _ => Ok(()),
+        }
+    }
+
+    /// Passes on what players say. True when there may be more.
+    pub(super) fn hear(&mut self, now: Instant, endpoint: &mut Endpoint) -> bool {
+        self.players.sweep(now, false, |_, _| {});
+        for (number, arena) in self.arenas.iter_mut().enumerate() {
+            for _ in 0..BATCHES_PER_TURN {
+                if !arena.is_readable {
+                    break;
+                }
+                let received = match udp::receive(arena.socket.as_fd(), &mut self.buffer) {
+                    Ok(received) => received,
+                    Err(error) => {
+                        arena.is_readable = error.kind() != io::ErrorKind::WouldBlock;
+                        continue;
+                    }
+                };
+                let (key, player) = ((number, received.from), Player { to: received.to });
+                let Some((session, known)) = self.players.get_or_insert(key, now, |_| Some(player)) else { continue };
+                *known = player;
+                let Some(tunnel) = arena.provider.and_then(|provider| endpoint.tunnel(provider)) else { continue };
+                let (channel, from) = (arena.channel.number, Some(received.from));
+                if received.bytes == 0 {
+                    tunnel.send_datagram(session, channel, from, &[]);
+                }
+                for datagram in received.datagrams(&mut self.buffer) {
+                    tunnel.send_datagram(session, channel, from, datagram);
+                }
+            }
+        }
+        self.arenas.iter().any(|arena| arena.is_readable)
+    }
+
+    /// Hands a datagram of a provider to the player it is for.
+    pub(super) fn deliver(&mut self, provider: TunnelId, info: &DatagramInfo, bytes: &[u8], now: Instant) {
+        let Some(((number, to), player)) = self.players.peek_number(info.session) else { return };
+        let arena = &mut self.arenas[number];
+        if arena.channel.number == info.port && arena.provider == Some(provider) {
+            let batch = Batch { bytes, segment_bytes: bytes.len(), to, from: player.to, whole: false };
+            let _ = arena.outlet.send(arena.socket.as_fd(), &batch); // lost, as on any bad network
+            self.players.by_number(info.session, now);
+        }
+    }
+
+    pub(super) fn close(&mut self, engine: &mut Engine) {
+        for arena in self.arenas.drain(..) {
+            engine.forget(arena.socket, arena.token);
+        }
+    }
+}
+
+impl Arena {
+    /// Hears players from now on.
+    fn open(&mut self, buffer: &mut [u8], engine: &mut Engine) {
+        for _ in 0..STALE_BATCHES_MAX {
+            if udp::receive(self.socket.as_fd(), buffer).is_err() {
+                break;
+            }
+        }
+        if let Err(error) = engine.watch_arrivals(self.socket.as_fd(), self.token) {
+            tracing::error!(%error, service = %self.channel.service, "players of an exposed service are not heard");
+        }
+    }
+
+    fn close(&mut self, engine: &mut Engine) {
+        self.is_readable = false;
+        engine.release(self.socket.as_fd(), self.token);
+    }
+}
