@@ -17,8 +17,9 @@
 //!    minutes; and at once when the network has changed.
 //! 6. Without traffic every way but the relay is probed after 15 s of silence, so that NATs do not forget it.
 //!
-//! Both ends of a tunnel have one of these; only the visitor's decides. The provider's keeps ways alive and proves them, so that its
-//! tunnel may follow at once.
+//! Both ends of a tunnel have one of these; only the visitor's decides. The provider's probes as well, keeps ways alive and proves
+//! them, so that its tunnel may follow at once; and when its own NAT has forgotten everything, the rendezvous and the visitor hear
+//! from its probes where it is now.
 //!
 //! The owner tells what happens ([`Paths::heard`], [`Paths::answered`], [`Paths::sent`], ...), then takes [`Paths::poll_output`]
 //! until there is no more, and comes back at [`Paths::next_timeout`]. Absent: sockets, tunnels, and how holes are punched.
@@ -276,16 +277,14 @@ impl Paths {
     // Decisions.
 
     fn look(&mut self, now: u64) {
-        let (current, decides) = (self.current, self.decides);
+        let current = self.current;
         self.routes.retain(|route| route.to == current || !route.is_given_up());
-        if !decides {
-            return;
-        }
         let Some(at) = self.find(current) else { return };
         if self.routes[at].overdue_at() <= now {
             self.alarm.get_or_insert(now);
         }
         match self.alarm {
+            _ if !self.decides => {}
             Some(since) if self.routes[at].is_dead(now) => self.flee(now, since),
             _ => self.improve(now),
         }
@@ -327,9 +326,10 @@ impl Paths {
     fn probe(&mut self, now: u64) {
         let is_alarmed = self.alarm.is_some();
         let is_watched = self.watch_at() <= now;
+        let calls_until = self.calls_until();
         for route in &mut self.routes {
             let is_watched = is_watched && !is_alarmed && route.to == self.current;
-            let is_asked = is_watched || is_alarmed && route.alarm_at() <= now;
+            let is_asked = is_watched || is_alarmed && route.alarm_at() <= now.min(calls_until);
             if is_asked {
                 route.note_probe(now);
             }
@@ -339,11 +339,17 @@ impl Paths {
         }
     }
 
+    /// Until when an alarm makes probes. A provider calls for a visitor who is gone no longer than it has something for him.
+    fn calls_until(&self) -> u64 {
+        if self.decides { u64::MAX } else { self.sent_at.map_or(0, |at| at + BUSY_US) }
+    }
+
     /// When the way in use is to be probed because of traffic, or its silence to be judged.
     fn watch_at(&self) -> u64 {
-        let (Some(at), true) = (self.find(self.current), self.decides) else { return u64::MAX };
+        let Some(at) = self.find(self.current) else { return u64::MAX };
         if self.alarm.is_some() {
-            return self.routes.iter().map(Route::alarm_at).min().unwrap_or(u64::MAX);
+            let alarm_at = self.routes.iter().map(Route::alarm_at).min();
+            return alarm_at.filter(|at| *at <= self.calls_until()).unwrap_or(u64::MAX);
         }
         let current = &self.routes[at];
         let watched = self.sent_at.map(|sent_at| (current.watch_at(sent_at), sent_at + BUSY_US));

@@ -354,6 +354,22 @@ fn who_wants_direct_ways_sends_no_data_through_the_relay() {
 }
 
 #[test]
+fn a_provider_whose_nat_has_forgotten_everything_makes_itself_heard_at_the_relay_at_once() {
+    let mut world = World::with(Mode::Auto, false);
+    world.answers.insert(direct(), 60 * MS);
+    world.run(MS);
+    world.paths.moved(world.now, direct());
+    world.run(10 * SECOND);
+    world.probes.clear();
+    world.answers.clear();
+    let silent_since = world.now;
+    world.run(SECOND);
+    let heard_at = world.probes.iter().find(|(_, to)| *to == relay()).map(|(at, _)| at - silent_since);
+    assert!(heard_at.is_some_and(|after| after < 350 * MS), "{heard_at:?}");
+    assert!(world.used.is_empty(), "it does not choose");
+}
+
+#[test]
 fn the_providers_end_proves_ways_and_keeps_them_alive_but_never_chooses() {
     let mut world = World::with(Mode::Auto, false);
     world.answers.insert(direct(), 60 * MS);
@@ -362,6 +378,8 @@ fn the_providers_end_proves_ways_and_keeps_them_alive_but_never_chooses() {
     assert!(world.paths.routes.iter().any(|route| route.to == direct() && route.is_alive()));
     world.paths.moved(world.now, direct());
     world.is_busy = false;
+    world.run(SECOND); // of what was sent before
+    world.probes.clear();
     world.run(100 * SECOND);
     assert!((6..=8).contains(&world.probes_of(direct()).len()));
     world.answers.remove(&direct());
