@@ -5,6 +5,7 @@ mod check;
 mod crypt;
 mod demo;
 mod failure;
+mod netcheck;
 mod provide;
 mod run;
 mod secret;
@@ -39,6 +40,8 @@ enum Verb {
     Provide(ProvideForm),
     /// Bring a provider's services here: players connect to this host
     Visit(VisitForm),
+    /// Tell what this network is like for tunnels between homes, and with whom they will be direct
+    Netcheck(netcheck::Netcheck),
     /// Make a token that leads to a backend
     Encrypt(crypt::Encrypt),
     /// Read where a token leads
@@ -76,6 +79,7 @@ pub fn main() -> ExitCode {
         Some(Verb::Run(form)) => run::run(form),
         Some(Verb::Provide(form)) => provide::run(form),
         Some(Verb::Visit(form)) => visit::run(form),
+        Some(Verb::Netcheck(typed)) => typed.run(),
         Some(Verb::Encrypt(typed)) => typed.run(),
         Some(Verb::Decrypt(typed)) => typed.run(),
         Some(Verb::Secret) => secret::run(),

@@ -1,0 +1,135 @@
+//! What was found, in words, and what follows from it.
+
+use super::survey::{Delays, Survey};
+use crate::proto::punch::{Class, Kind};
+
+/// With whom games will go directly, and what can be done for more of that.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Verdict {
+    pub direct: &'static str,
+    /// Empty where nothing is to be done.
+    pub advice: &'static str,
+}
+
+pub(super) fn verdict(class: Option<Class>, has_ipv6: bool) -> Verdict {
+    let direct = match class {
+        Some(Class::Open | Class::Same) => "direct paths will work with almost everybody",
+        Some(Class::Steps(_)) => {
+            "direct paths will work with most: your router's next port can be guessed; with others games go through the rendezvous"
+        }
+        Some(Class::Random) => {
+            "direct paths will work with everybody whose router keeps ports; with others games go through the rendezvous"
+        }
+        Some(Class::Blocked) => "UDP is blocked: direct paths over TCP are tried, else games go through the rendezvous",
+        Some(Class::Unclear) => "unclear: too many answers were lost; games work, if only through the rendezvous",
+        None if has_ipv6 => "direct paths will work with everybody who has IPv6, too",
+        None => "nothing is known of IPv4; games work, if only through the rendezvous",
+    };
+    let advice = match class {
+        Some(Class::Open | Class::Same) => "",
+        Some(Class::Steps(_) | Class::Random) if has_ipv6 => {
+            "nothing for friends who have IPv6, too; for others, forward a UDP port of the router to this host, and see what \
+             --udp-port with its number changes here"
+        }
+        Some(Class::Steps(_) | Class::Random) => {
+            "forward a UDP port of the router to this host, and see what --udp-port with its number changes here; or turn on \
+             IPv6 in the router"
+        }
+        Some(Class::Blocked) => "let UDP out, in the firewall of this host and in the router",
+        Some(Class::Unclear) => {
+            "try again; where that helps nothing, the line loses much or a firewall lets some ports out only"
+        }
+        None => "name the rendezvous by its host name or by its IPv4 address, to learn more",
+    };
+    Verdict { direct, advice }
+}
+
+pub(super) fn mapping(survey: &Survey) -> String {
+    match survey.class {
+        Some(Class::Open) => "no NAT: the outside sees the address that this host has".to_owned(),
+        Some(Class::Same) if survey.profile.keeps_ports() => {
+            "one port for all destinations, the one that this host has chosen".to_owned()
+        }
+        Some(Class::Same) => "one port for all destinations".to_owned(),
+        Some(Class::Steps(step)) => format!("a new port for each destination, {step} above the one before"),
+        Some(Class::Random) => "a new port for each destination, by chance".to_owned(),
+        Some(Class::Blocked) => "unknown: no answer comes over UDP".to_owned(),
+        Some(Class::Unclear) => "unclear: one answer of two has come".to_owned(),
+        None => "unknown: the rendezvous was not asked over IPv4".to_owned(),
+    }
+}
+
+/// As a program reads it.
+pub(super) fn class_word(class: Option<Class>) -> &'static str {
+    match class {
+        Some(Class::Open) => "open",
+        Some(Class::Same) => "same",
+        Some(Class::Steps(_)) => "steps",
+        Some(Class::Random) => "random",
+        Some(Class::Blocked) => "blocked",
+        Some(Class::Unclear) => "unclear",
+        None => "unknown",
+    }
+}
+
+pub(super) fn hairpin(survey: &Survey) -> &'static str {
+    match survey.hairpin {
+        Some(true) => "works: hosts behind this router reach each other by the public address",
+        Some(false) => "no; hosts of one network find each other by their own addresses",
+        None if survey.class == Some(Class::Open) => "not needed",
+        None => "unknown",
+    }
+}
+
+pub(super) fn ipv6(survey: &Survey) -> String {
+    let answers = survey.profile.of_kind(Kind::Reflexive).any(|address| address.is_ipv6());
+    match survey.ipv6 {
+        None => "none".to_owned(),
+        Some(ip) if answers => format!("{ip}, and the rendezvous answers over it"),
+        Some(ip) if survey.rendezvous_has_ipv6 => format!("{ip}, but the rendezvous does not answer over it"),
+        Some(ip) => format!("{ip}; the rendezvous has no IPv6 address here to try it with"),
+    }
+}
+
+pub(super) fn delays(delays: Option<&Delays>) -> String {
+    let Some(Delays { sent, rtts }) = delays else { return "does not get through".to_owned() };
+    let lost = *sent as usize - rtts.len();
+    match spread_ms(rtts) {
+        Some([least, median, most]) => {
+            format!("works: {median:.1} ms there and back ({least:.1} to {most:.1}), {lost} of {sent} lost")
+        }
+        None => format!("works, but {lost} of {sent} probes were lost"),
+    }
+}
+
+/// Least, median and most.
+pub(super) fn spread_ms(rtts: &[u64]) -> Option<[f64; 3]> {
+    let mut sorted = rtts.to_vec();
+    sorted.sort_unstable();
+    let (least, most) = (*sorted.first()?, *sorted.last()?);
+    Some([least, sorted[sorted.len() / 2], most].map(|us| us as f64 / 1_000.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_can_do_nothing_better_gets_no_advice_and_all_others_do() {
+        let steps = Class::Steps(1);
+        for class in [Class::Open, Class::Same, steps, Class::Random, Class::Blocked, Class::Unclear].map(Some) {
+            for has_ipv6 in [false, true] {
+                let verdict = verdict(class, has_ipv6);
+                assert_eq!(verdict.advice.is_empty(), verdict.direct.ends_with("almost everybody"), "{verdict:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn delays_are_told_with_what_was_lost() {
+        assert_eq!(delays(None), "does not get through");
+        assert_eq!(delays(Some(&Delays { sent: 3, rtts: vec![] })), "works, but 3 of 3 probes were lost");
+        let some = Delays { sent: 4, rtts: vec![61_000, 59_500, 60_000] };
+        assert_eq!(delays(Some(&some)), "works: 60.0 ms there and back (59.5 to 61.0), 1 of 4 lost");
+    }
+}
