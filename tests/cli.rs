@@ -167,7 +167,7 @@ fn decrypt_undoes_encrypt_and_knows_the_tokens_of_old() {
 #[test]
 fn help_lists_the_verbs_and_version_the_version() {
     let help = succeeds(program().arg("--help"));
-    for verb in ["run", "provide", "visit", "encrypt", "decrypt", "secret", "check", "demo"] {
+    for verb in ["run", "provide", "visit", "netcheck", "encrypt", "decrypt", "secret", "check", "demo"] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(verb)), "{verb} is not listed: {help}");
     }
     assert!(succeeds(program().arg("--version")).contains(env!("CARGO_PKG_VERSION")));

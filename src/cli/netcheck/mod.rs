@@ -1,5 +1,6 @@
 //! `gateway netcheck`: what this network is like for tunnels between homes, as a rendezvous sees it. Needs no daemon here.
 
+mod link;
 mod survey;
 mod verdict;
 
