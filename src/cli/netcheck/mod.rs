@@ -2,6 +2,7 @@
 
 mod link;
 mod survey;
+mod surveyor;
 mod verdict;
 
 use std::net::SocketAddr;

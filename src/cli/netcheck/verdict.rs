@@ -21,7 +21,7 @@ pub(super) fn verdict(class: Option<Class>, has_ipv6: bool) -> Verdict {
             "direct paths will work with everybody whose router keeps ports; with others games go through the rendezvous"
         }
         Some(Class::Blocked) => "UDP is blocked: direct paths over TCP are tried, else games go through the rendezvous",
-        Some(Class::Unclear) => "unclear: too many answers were lost; games work, if only through the rendezvous",
+        Some(Class::Unclear) => "unclear: one answer is missing; games work, if only through the rendezvous",
         None if has_ipv6 => "direct paths will work with everybody who has IPv6, too",
         None => "nothing is known of IPv4; games work, if only through the rendezvous",
     };
@@ -32,12 +32,12 @@ pub(super) fn verdict(class: Option<Class>, has_ipv6: bool) -> Verdict {
              --udp-port with its number changes here"
         }
         Some(Class::Steps(_) | Class::Random) => {
-            "forward a UDP port of the router to this host, and see what --udp-port with its number changes here; or turn on \
-             IPv6 in the router"
+            "forward a UDP port of the router to this host, and see what --udp-port with its number changes here; IPv6 \
+             helps with friends who have it, too"
         }
         Some(Class::Blocked) => "let UDP out, in the firewall of this host and in the router",
         Some(Class::Unclear) => {
-            "try again; where that helps nothing, the line loses much or a firewall lets some ports out only"
+            "try again; where that helps nothing, is the UDP port after the rendezvous' own open there, too?"
         }
         None => "name the rendezvous by its host name or by its IPv4 address, to learn more",
     };
