@@ -7,7 +7,7 @@ use std::process::Output;
 
 use common::meeting::{address, rendezvous};
 use common::tunnel::{Daemon, SECRET};
-use common::{closed_port, output};
+use common::{closed_port, output, skip};
 use serde_json::Value;
 
 fn netcheck(via: &str, secret: &str, flags: &[&str]) -> Output {
@@ -61,6 +61,17 @@ fn the_verdict_is_told_in_words_a_line_each() {
         "{output:?}"
     );
     assert!(said.contains("\nverdict     direct paths will work with almost everybody\n"), "{said}");
+}
+
+#[test]
+fn a_rendezvous_that_is_met_over_ipv6_tells_nothing_of_ipv4() {
+    if UdpSocket::bind("[::1]:0").is_err() {
+        return skip("a_rendezvous_that_is_met_over_ipv6_tells_nothing_of_ipv4", "no IPv6 here");
+    }
+    let rendezvous = rendezvous("epoll", &["--rendezvous", "[::1]:0"]);
+    let found = json(&netcheck(&at(&rendezvous), SECRET, &["--json"]));
+    assert_eq!((&found["mapping"], &found["ipv6"]["works"]), (&"unknown".into(), &true.into()), "{found}");
+    assert!(found["udp"]["seen_as"][0].as_str().is_some_and(|seen| seen.starts_with("[::1]:")), "{found}");
 }
 
 #[test]

@@ -79,12 +79,13 @@ impl Survey {
     /// `addresses`: those of the rendezvous. `port`: the local one to ask about over IPv4, or 0.
     pub(super) fn take(addresses: &[SocketAddr], port: u16, key: &Arc<Key>) -> Result<Self, Unmet> {
         let of_family = |is_v4| addresses.iter().copied().find(|address| address.is_ipv4() == is_v4);
-        let families = [of_family(true), of_family(false)];
+        let [v4, v6] = [of_family(true), of_family(false)];
         let mut unmet = Unmet::Unreachable(None);
-        for at in families.into_iter().flatten() {
-            let mut surveyor = Surveyor::new(at, key)?;
-            match surveyor.meet() {
-                Ok(()) => return Ok(surveyor.survey(families, port)?),
+        // Where nobody is to be met by TCP either, silence says nothing about UDP: that family is not asked again.
+        for (at, families) in [(v4, [v4, v6]), (v6, [None, v6])] {
+            let Some(at) = at else { continue };
+            match Surveyor::new(at, key).and_then(Surveyor::meet) {
+                Ok(surveyor) => return Ok(surveyor.survey(families, port)?),
                 Err(why) => unmet = why,
             }
         }
@@ -93,14 +94,14 @@ impl Survey {
 }
 
 impl Surveyor {
-    fn meet(&mut self) -> Result<(), Unmet> {
+    fn meet(mut self) -> Result<Self, Unmet> {
         self.run(MEET_US, |of| {
             let now = of.now();
             let is_settled = of.up_since[UDP].is_some() && (of.up_since[TCP].is_some() || of.link.fault.is_some());
             is_settled || of.up_since.iter().flatten().any(|since| now >= since + MEET_OTHER_US)
         })?;
         match &self.link {
-            _ if self.up_since.iter().any(Option::is_some) => Ok(()),
+            _ if self.up_since.iter().any(Option::is_some) => Ok(self),
             Link { is_connected: true, .. } => Err(Unmet::Silent),
             Link { fault, .. } => Err(Unmet::Unreachable(*fault)),
         }

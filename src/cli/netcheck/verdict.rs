@@ -55,7 +55,7 @@ pub(super) fn mapping(survey: &Survey) -> String {
         Some(Class::Random) => "a new port for each destination, by chance".to_owned(),
         Some(Class::Blocked) => "unknown: no answer comes over UDP".to_owned(),
         Some(Class::Unclear) => "unclear: one answer of two has come".to_owned(),
-        None => "unknown: the rendezvous was not asked over IPv4".to_owned(),
+        None => "unknown: the rendezvous was not reached over IPv4".to_owned(),
     }
 }
 
