@@ -6,7 +6,7 @@ use crate::proto::punch::{Class, Kind};
 /// With whom games will go directly, and what can be done for more of that.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
-    pub direct: &'static str,
+    pub direct: String,
     /// Empty where nothing is to be done.
     pub advice: &'static str,
 }
@@ -18,7 +18,8 @@ pub(super) fn verdict(class: Option<Class>, has_ipv6: bool) -> Verdict {
             "direct paths will work with most: your router's next port can be guessed; with others games go through the rendezvous"
         }
         Some(Class::Random) => {
-            "direct paths will work with everybody whose router keeps ports; with others games go through the rendezvous"
+            "direct paths will work with everybody whose router gives one port for all destinations, as most do; with others games \
+             go through the rendezvous"
         }
         Some(Class::Blocked) => "UDP is blocked: direct paths over TCP are tried, else games go through the rendezvous",
         Some(Class::Unclear) => "unclear: one answer is missing; games work, if only through the rendezvous",
@@ -41,7 +42,13 @@ pub(super) fn verdict(class: Option<Class>, has_ipv6: bool) -> Verdict {
         }
         None => "name the rendezvous by its host name or by its IPv4 address, to learn more",
     };
-    Verdict { direct, advice }
+    let besides = match class {
+        Some(Class::Steps(_) | Class::Random | Class::Blocked | Class::Unclear) if has_ipv6 => {
+            "; over IPv6 direct paths will work with everybody who has it, too"
+        }
+        _ => "",
+    };
+    Verdict { direct: format!("{direct}{besides}"), advice }
 }
 
 pub(super) fn mapping(survey: &Survey) -> String {
