@@ -98,8 +98,8 @@ fn print(survey: &Survey) -> Result<(), Failure> {
     let advice = if verdict.advice.is_empty() { "nothing" } else { verdict.advice };
     let rows = [
         ("rendezvous", survey.rendezvous.to_string()),
-        ("UDP", delays(survey.udp.as_ref())),
-        ("TCP", delays(survey.tcp.as_ref())),
+        ("UDP", delays(survey.udp.as_ref(), None)),
+        ("TCP", delays(survey.tcp.as_ref(), survey.tcp_fault)),
         ("seen as", seen_as(survey)),
         ("mapping", mapping(survey)),
         ("hairpin", hairpin(survey).to_owned()),

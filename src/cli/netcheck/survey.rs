@@ -39,6 +39,8 @@ pub(super) struct Survey {
     /// `None`: nothing gets through.
     pub udp: Option<Delays>,
     pub tcp: Option<Delays>,
+    /// What became of the connection, if it ended.
+    pub tcp_fault: Option<ErrorKind>,
     pub seen_by_tcp: Option<SocketAddr>,
     /// Of IPv4. `None`: the rendezvous has no such address, or there is no way there.
     pub class: Option<Class>,
@@ -122,7 +124,8 @@ impl Surveyor {
         self.leave();
         let [udp, tcp] = [UDP, TCP].map(|of| self.up_since[of].map(|_| self.delays[of].clone()));
         let (rendezvous, seen_by_tcp, rendezvous_has_ipv6) = (self.at, self.seen_by_tcp, families[1].is_some());
-        Ok(Survey { rendezvous, udp, tcp, seen_by_tcp, class, profile, hairpin, ipv6, rendezvous_has_ipv6 })
+        let tcp_fault = self.link.fault;
+        Ok(Survey { rendezvous, udp, tcp, tcp_fault, seen_by_tcp, class, profile, hairpin, ipv6, rendezvous_has_ipv6 })
     }
 
     /// Has Main4 and Main6 ask both ports, and their neighbour one.

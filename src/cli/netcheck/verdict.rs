@@ -1,5 +1,7 @@
 //! What was found, in words, and what follows from it.
 
+use std::io::ErrorKind;
+
 use super::survey::{Delays, Survey};
 use crate::proto::punch::{Class, Kind};
 
@@ -98,8 +100,12 @@ pub(super) fn ipv6(survey: &Survey) -> String {
     }
 }
 
-pub(super) fn delays(delays: Option<&Delays>) -> String {
-    let Some(Delays { sent, rtts }) = delays else { return "does not get through".to_owned() };
+/// `fault`: why nothing gets through, if that is known.
+pub(super) fn delays(delays: Option<&Delays>, fault: Option<ErrorKind>) -> String {
+    let Some(Delays { sent, rtts }) = delays else {
+        let why = fault.map(|fault| format!(": {fault}")).unwrap_or_default();
+        return format!("does not get through{why}");
+    };
     let lost = *sent as usize - rtts.len();
     match spread_ms(rtts) {
         Some([least, median, most]) => {
@@ -134,9 +140,10 @@ mod tests {
 
     #[test]
     fn delays_are_told_with_what_was_lost() {
-        assert_eq!(delays(None), "does not get through");
-        assert_eq!(delays(Some(&Delays { sent: 3, rtts: vec![] })), "works, but 3 of 3 probes were lost");
+        assert_eq!(delays(None, None), "does not get through");
+        assert_eq!(delays(None, Some(ErrorKind::ConnectionReset)), "does not get through: connection reset");
+        assert_eq!(delays(Some(&Delays { sent: 3, rtts: vec![] }), None), "works, but 3 of 3 probes were lost");
         let some = Delays { sent: 4, rtts: vec![61_000, 59_500, 60_000] };
-        assert_eq!(delays(Some(&some)), "works: 60.0 ms there and back (59.5 to 61.0), 1 of 4 lost");
+        assert_eq!(delays(Some(&some), None), "works: 60.0 ms there and back (59.5 to 61.0), 1 of 4 lost");
     }
 }
