@@ -78,6 +78,10 @@ fn addresses(host: &Target) -> Result<Vec<SocketAddr>, Failure> {
     let (host, port) = match host {
         Target::Address(address) => return Ok(vec![*address]),
         Target::Name { host, port } => (host, *port),
+        Target::Provider(_) => {
+            let (message, hint) = (format!("`via` is {host}"), "it must be HOST:PORT");
+            return Err(Failure::new(Code::Configuration, message, hint));
+        }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let found = runtime.block_on(async {
