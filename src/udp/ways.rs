@@ -198,11 +198,8 @@ impl Ways {
     /// Does what is due.
     pub(super) fn turn(&mut self, via: &Via, carrier: &mut Carrier, context: &mut Context) {
         let mut rounds = self.rounds();
-        let side = self.side;
         self.of.retain(|id, peer| {
-            if side == Side::Visitor {
-                peer.note_sent(*id, context);
-            }
+            peer.note_sent(*id, context);
             if context.now < peer.due {
                 return true;
             }
