@@ -10,9 +10,10 @@
 //! * [`supervisor`]: owns the listening sockets, the pid file and the workers; forwards no byte.
 //! * [`worker`]: one process, one thread, one runtime, one data ring.
 //! * [`tcp`]: a connection's life: accept, handshake, dial, relay.
-//! * [`udp`]: a packet's life: the tunnels of visitors and providers.
+//! * [`udp`]: a packet's life: the tunnels of visitors and providers, and the rendezvous where they meet.
 //! * [`names`]: addresses of host names.
-//! * [`proto`]: decides: line, token, target, policy, answers, timers, KCP, tunnel, paths, kcptun. No socket, no clock, no file.
+//! * [`proto`]: decides: line, token, target, policy, answers, timers, KCP, tunnel, paths, punching, rendezvous, kcptun. No socket,
+//!   no clock, no file.
 //! * [`engine`]: readiness from a ring or its epoll twin, and the pump that moves bytes. No policy.
 //! * [`sys`]: the kernel, thinly. With `engine` the only place for `unsafe`.
 
