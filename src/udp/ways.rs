@@ -187,7 +187,7 @@ impl Ways {
             Way::Udp(remote) if path.kind == Kind::Lan => ("lan", Some(remote)),
             Way::Udp(remote) => ("direct", Some(remote)),
         };
-        (status.path, status.remote, status.why) = (word.to_owned(), remote, peer.why(path.why));
+        (status.path, status.remote, status.why) = (word.to_owned(), remote, peer.why(&path));
     }
 
     /// Whether players may use the way to a peer.
@@ -345,8 +345,9 @@ impl Peer {
     }
 
     /// Why the path is not a better one, in words.
-    fn why(&self, why: path::Why) -> String {
-        match (why, self.why) {
+    fn why(&self, path: &path::Status) -> String {
+        match (path.why, self.why) {
+            _ if path.kind == Kind::Tcp => "over TCP: no way over UDP was found yet".to_owned(),
             (path::Why::Direct, _) => String::new(),
             (path::Why::Wanted, _) => "only the relay is wanted here".to_owned(),
             (path::Why::Searching, _) => "a direct path is being looked for".to_owned(),
