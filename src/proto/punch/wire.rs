@@ -12,10 +12,9 @@
 //! address    4 | IPv4 4 | port u16,  or  6 | IPv6 16 | port u16
 //! ```
 
-use std::net::{IpAddr, SocketAddr};
-
 use super::candidates::{CANDIDATES_MAX, Candidate, Kind, Profile};
 use super::class::{Class, STEP_MAX};
+use crate::proto::tunnel::{emit_address, parse_address};
 
 /// The longest message.
 pub const MESSAGE_BYTES_MAX: usize = 1 + 4 + 4 + CANDIDATES_MAX * (1 + 1 + 16 + 2);
@@ -112,30 +111,8 @@ fn parse_profile(rest: &mut &[u8]) -> Result<Profile, Malformed> {
 fn parse_candidate(rest: &mut &[u8]) -> Result<Candidate, Malformed> {
     let [kind] = array(rest)?;
     let kind = *KINDS.get(usize::from(kind)).ok_or(Malformed)?;
-    Ok(Candidate { kind, address: parse_address(rest)? })
-}
-
-fn emit_address(address: SocketAddr, out: &mut Vec<u8>) {
-    match address.ip() {
-        IpAddr::V4(ip) => {
-            out.push(4);
-            out.extend_from_slice(&ip.octets());
-        }
-        IpAddr::V6(ip) => {
-            out.push(6);
-            out.extend_from_slice(&ip.octets());
-        }
-    }
-    out.extend_from_slice(&address.port().to_be_bytes());
-}
-
-fn parse_address(rest: &mut &[u8]) -> Result<SocketAddr, Malformed> {
-    let ip = match array(rest)? {
-        [4] => IpAddr::from(array::<4>(rest)?),
-        [6] => IpAddr::from(array::<16>(rest)?),
-        _ => return Err(Malformed),
-    };
-    Ok(SocketAddr::new(ip, u16::from_be_bytes(array(rest)?)))
+    let address = parse_address(rest).map_err(|_malformed| Malformed)?;
+    Ok(Candidate { kind, address })
 }
 
 fn array<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], Malformed> {
@@ -147,6 +124,8 @@ fn array<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], Malformed> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+
+    use std::net::SocketAddr;
 
     use super::*;
 

@@ -277,7 +277,7 @@ pub fn emit_address(address: SocketAddr, out: &mut Vec<u8>) {
     out.extend_from_slice(&address.port().to_be_bytes());
 }
 
-fn parse_address(rest: &mut &[u8]) -> Result<SocketAddr, Malformed> {
+pub fn parse_address(rest: &mut &[u8]) -> Result<SocketAddr, Malformed> {
     let ip = match array(rest)? {
         [4] => IpAddr::from(array::<4>(rest)?),
         [6] => IpAddr::from(array::<16>(rest)?),

@@ -65,7 +65,7 @@ pub use datagrams::DatagramInfo;
 pub use endpoint::Endpoint;
 pub use events::{CloseReason, Event, LostReason, ResetReason};
 pub use frames::Token;
-pub(in crate::proto) use frames::{emit_address, parse_optional_address};
+pub(in crate::proto) use frames::{emit_address, parse_address, parse_optional_address};
 pub use keys::Key;
 pub use moves::Leaving;
 pub use peer::Tunnel;
