@@ -97,21 +97,9 @@ impl Page {
         let (workers, places) = (Arc::new(workers), Arc::new(Semaphore::new(limits::ADMIN_CONNECTIONS_MAX)));
         loop {
             let Ok(place) = places.clone().acquire_owned().await else { return };
-            let stream: Box<dyn Stream> = match &self.listener {
-                Listener::Tcp(listener) => match listener.accept().await {
-                    Ok((stream, _)) => Box::new(stream),
-                    Err(_shortage) => {
-                        tokio::time::sleep(limits::ACCEPT_PAUSE).await;
-                        continue;
-                    }
-                },
-                Listener::Unix(listener) => match listener.accept().await {
-                    Ok((stream, _)) => Box::new(stream),
-                    Err(_shortage) => {
-                        tokio::time::sleep(limits::ACCEPT_PAUSE).await;
-                        continue;
-                    }
-                },
+            let Ok(stream) = self.listener.accept().await else {
+                tokio::time::sleep(limits::ACCEPT_PAUSE).await; // descriptors or memory have run out
+                continue;
             };
             let workers = workers.clone();
             tokio::spawn(async move {
@@ -119,6 +107,15 @@ impl Page {
                 drop(place);
             });
         }
+    }
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(match self {
+            Self::Tcp(listener) => Box::new(listener.accept().await?.0),
+            Self::Unix(listener) => Box::new(listener.accept().await?.0),
+        })
     }
 }
 
