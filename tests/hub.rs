@@ -10,8 +10,8 @@ use std::thread;
 
 use common::tunnel::{Daemon, SECRET};
 use common::{
-    PATIENCE, Random, backend, closed_port, connect, echo_backend, echoes, program, read_answer, read_to_end, reset,
-    silent_backend, token_with, wait_until,
+    PATIENCE, Random, backend, closed_port, connect, echo_backend, echoes, ends_half_by_half, program, read_answer,
+    read_to_end, reset, silent_backend, token_with, wait_until,
 };
 
 /// The public machine, with a gateway.
@@ -91,11 +91,7 @@ fn end_of(mut client: TcpStream) -> Result<usize, ErrorKind> {
 on_both_engines! {
     fn a_player_reaches_an_exposed_service_and_each_half_ends_by_itself(engine) {
         let (hub, _provider) = echo(engine);
-        let mut player = connect(hub.exposed(0));
-        assert!(echoes(&mut player));
-        player.write_all(b"last words").expect("it is sent");
-        player.shutdown(Shutdown::Write).expect("it ends");
-        assert_eq!(read_to_end(&mut player), b"last words", "what was said before the end comes back after it");
+        ends_half_by_half(connect(hub.exposed(0)));
     }
 }
 
@@ -160,6 +156,16 @@ on_both_engines! {
         }
         provider.signal("TERM");
         hub.wait_until_gone();
+        assert_eq!(hub.ask("provider:game").1, "502");
+    }
+}
+
+on_both_engines! {
+    /// Nobody says goodbye for it but its kernel, which ends its connections.
+    fn a_line_to_a_provider_that_was_killed_is_told_that_there_is_none(engine) {
+        let (hub, mut provider) = echo(engine);
+        assert_eq!(hub.ask("provider:game").1, "200");
+        provider.kill();
         assert_eq!(hub.ask("provider:game").1, "502");
     }
 }

@@ -11,18 +11,14 @@ use std::time::Duration;
 
 use common::tunnel::*;
 use common::{
-    PATIENCE, Random, backend, closed_port, connect, echo_backend, echoes, program, read_to_end, reset, signal,
-    wait_until, watch,
+    PATIENCE, Random, backend, closed_port, connect, echo_backend, echoes, ends_half_by_half, program, read_to_end,
+    reset, signal, wait_until, watch,
 };
 
 on_both_engines! {
     fn a_game_over_tcp_goes_through_and_each_half_ends_by_itself(engine) {
         let pair = Pair::start(engine, &["--tcp", &echo_backend().to_string()]);
-        let mut player = connect(pair.visitor.tcp());
-        assert!(echoes(&mut player));
-        player.write_all(b"last words").expect("it is sent");
-        player.shutdown(Shutdown::Write).expect("it ends");
-        assert_eq!(read_to_end(&mut player), b"last words", "what was said before the end comes back after it");
+        ends_half_by_half(connect(pair.visitor.tcp()));
     }
 }
 

@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use common::meeting::{address, rendezvous};
 use common::tunnel::*;
-use common::{Random, backend, closed_port, connect, echo_backend, echoes, output, program, read_to_end, wait_until};
+use common::{
+    Random, backend, closed_port, connect, echo_backend, echoes, ends_half_by_half, output, program, read_to_end,
+    wait_until,
+};
 
 /// A rendezvous, a provider of `game` and a visitor, in the order in which they end.
 struct Three {
@@ -61,11 +64,7 @@ on_both_engines! {
         let (tcp, udp) = (echo_backend().to_string(), udp_echo().to_string());
         let doors = ["--tcp", "127.0.0.1:0", "--udp", "127.0.0.1:0"];
         let three = Three::start(engine, &["--tcp", &tcp, "--udp", &udp], &doors);
-        let mut player = connect(three.visitor.tcp());
-        assert!(echoes(&mut player));
-        player.write_all(b"last words").expect("it is sent");
-        player.shutdown(Shutdown::Write).expect("it ends");
-        assert_eq!(read_to_end(&mut player), b"last words");
+        ends_half_by_half(connect(three.visitor.tcp()));
         let socket = udp_socket();
         for question in [&b"short"[..], &[7; 1_200], &[8; 9_000]] {
             assert!(ask_udp(&socket, three.visitor.udp(), question) == question, "{} bytes", question.len());
@@ -103,6 +102,22 @@ on_both_engines! {
         let tcp = echo_backend().to_string();
         let mut three = Three::start(engine, &["--tcp", &tcp], TCP);
         assert!(echoes(&mut connect(three.visitor.tcp())));
+        three.provider.kill();
+        three.provider = provide(engine, address(&three.rendezvous), &["--tcp", &tcp]);
+        wait_until(|| try_echo(three.visitor.tcp()), || three.visitor.log());
+    }
+}
+
+on_both_engines! {
+    /// It has left the rendezvous by then, but not those who play with it.
+    fn a_provider_that_dies_while_it_drains_is_found_again(engine) {
+        let tcp = echo_backend().to_string();
+        let mut three = Three::start(engine, &["--tcp", &tcp], TCP);
+        let mut game = connect(three.visitor.tcp());
+        assert!(echoes(&mut game));
+        three.provider.signal("TERM");
+        three.rendezvous.wait_for_log("service withdrawn");
+        assert!(echoes(&mut game), "it goes on");
         three.provider.kill();
         three.provider = provide(engine, address(&three.rendezvous), &["--tcp", &tcp]);
         wait_until(|| try_echo(three.visitor.tcp()), || three.visitor.log());

@@ -158,6 +158,13 @@ impl Meeting {
         }
     }
 
+    /// The provider of a service does not answer, and may be another by now.
+    pub(super) fn find_anew(&mut self, service: usize) {
+        if let Some(flow) = self.flows.get(service).and_then(|wish| wish.flow) {
+            self.via.connect_anew(flow);
+        }
+    }
+
     /// Why a visitor's service has no peer.
     pub(super) fn why_nobody(&self, service: usize) -> &'static str {
         match self.flows.get(service) {

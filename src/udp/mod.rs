@@ -422,6 +422,9 @@ impl Udp {
     /// What is to be done at the rendezvous.
     fn meet(&mut self) {
         let Self { end, meeting: Some(meeting), streams, carrier, context, .. } = self else { return };
+        if let End::Visitor(visitor) = end {
+            visitor.doubted().for_each(|service| meeting.find_anew(service));
+        }
         meeting.turn(haste(end, streams), carrier, context);
         while let Some((service, flow)) = meeting.poll_flow(context) {
             if let End::Visitor(visitor) = end {

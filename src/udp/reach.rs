@@ -6,6 +6,8 @@
 //! ends when the new one is there and the old one is still silent.
 //!
 //! A provider that is met at a rendezvous has one address, its flow, while the rendezvous knows it; else there is nobody to try.
+//! The rendezvous leaves flows of a provider that lets in nobody new where they are; one that leaves us without an answer may be
+//! gone, and then the flow is to lead to its successor.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -29,6 +31,8 @@ pub(super) struct Reach {
     flow: Option<SocketAddr>,
     up: Option<Up>,
     attempt: Option<Attempt>,
+    /// A new tunnel is tried beside one that does not answer, and the rendezvous does not know yet.
+    doubts: bool,
     /// When the next attempt begins, if nobody asks for it before.
     retry_at: Instant,
     pause: Duration,
@@ -83,6 +87,7 @@ impl Reach {
             flow: None,
             up: None,
             attempt: None,
+            doubts: false,
             retry_at: now,
             pause: Duration::ZERO,
             down_since: now,
@@ -192,7 +197,12 @@ impl Reach {
         }
     }
 
+    pub(super) fn take_doubt(&mut self) -> bool {
+        std::mem::take(&mut self.doubts)
+    }
+
     fn begin(&mut self, visited: &Visited, context: &Context) {
+        self.doubts = self.up.is_some();
         self.attempts = self.attempts.wrapping_add(1);
         let untried = match &visited.peer {
             None => Some(self.flow.into_iter().collect()),

@@ -275,6 +275,11 @@ impl Visitor {
         }
     }
 
+    /// Services whose provider has begun to be doubted.
+    pub(super) fn doubted(&mut self) -> impl Iterator<Item = usize> {
+        self.reaches.iter_mut().enumerate().filter_map(|(service, reach)| reach.take_doubt().then_some(service))
+    }
+
     /// Players wait for a tunnel.
     pub(super) fn is_waited_for(&self, streams: &mut Streams) -> bool {
         self.waiting.iter().flatten().any(|key| streams.get(*key).is_some())

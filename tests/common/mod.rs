@@ -334,6 +334,14 @@ pub fn echoes(game: &mut TcpStream) -> bool {
     game.write_all(b"hello").and_then(|()| game.read_exact(&mut heard)).is_ok_and(|()| heard == *b"hello")
 }
 
+/// A game with an echo ends at the player's side: what was said before the end still comes back.
+pub fn ends_half_by_half(mut game: TcpStream) {
+    assert!(echoes(&mut game));
+    game.write_all(b"last words").expect("it is sent");
+    game.shutdown(Shutdown::Write).expect("it ends");
+    assert_eq!(read_to_end(&mut game), b"last words", "what was said before the end comes back after it");
+}
+
 /// Reads to the end of the stream.
 pub fn read_to_end(client: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();

@@ -150,6 +150,13 @@ impl Client {
         Some(flow)
     }
 
+    /// A flow leads to somebody who does not answer: it is to lead to whoever provides the service now.
+    pub fn connect_anew(&mut self, flow: Flow) {
+        if let Some(name) = self.flows.get(&flow).filter(|_| self.requests.len() < REQUESTS_MAX) {
+            self.say(Request::Connect(flow, *name));
+        }
+    }
+
     /// Ends a flow, also one of a visitor. At the limit of messages the rendezvous is not told, and keeps it for the tunnel's life.
     pub fn hang_up(&mut self, flow: Flow) {
         self.flows.remove(&flow);

@@ -153,10 +153,7 @@ impl<P: Copy + Ord + Hash + Debug> Registry<P> {
         match request {
             Request::Register(name) => self.register(peer, key, name),
             Request::Withdraw(name) => self.withdraw(peer, key, name),
-            Request::Connect(flow, name) => {
-                self.hang_up(peer, flow);
-                self.connect(peer, key, flow, name);
-            }
+            Request::Connect(flow, name) => self.connect(peer, key, flow, name),
             Request::HangUp(flow) => self.hang_up(peer, flow),
         }
     }
@@ -283,7 +280,17 @@ impl<P: Copy + Ord + Hash + Debug> Registry<P> {
 
     // Flows.
 
+    /// Leads a flow to whoever has the service now. One that is there already is led anew when somebody else has it; while nobody
+    /// has, it stays where it is: games of a provider that lets in nobody new go on through it.
     fn connect(&mut self, visitor: P, key: Id, flow: Flow, name: ServiceName) {
+        let lead = self.members.get(&visitor).and_then(|member| member.flows.get(&flow)).copied();
+        if let Some(Lead { to: Some((provider, _)), .. }) = lead.filter(|lead| lead.name == name) {
+            match self.services.get(&name) {
+                Some(Registration { holder: Holder::Present(holder), .. }) if *holder != provider => {}
+                _ => return self.tell(visitor, Notice::Connected(flow)),
+            }
+        }
+        self.hang_up(visitor, flow);
         if self.account(key).flows >= self.limits.flows {
             self.complain(key, Limited::Flows);
             return self.tell(visitor, Notice::Ended(flow, EndReason::TooMany));
@@ -519,6 +526,23 @@ mod tests {
         registry.leave(0, 10);
         assert_eq!(told(&mut registry), [], "the old one's loss means nothing any more");
         assert_eq!(registry.route(11, Flow(5)), Some((12, theirs(0))));
+        assert_nothing_is_left(&mut registry);
+    }
+
+    #[test]
+    fn a_flow_that_is_asked_for_again_leads_to_the_successor_and_stays_while_there_is_none() {
+        let mut registry = paired();
+        registry.hear(11, Request::Connect(Flow(5), game()));
+        assert_eq!(told(&mut registry), [(11, Notice::Connected(Flow(5)))]);
+        assert_eq!(registry.route(11, Flow(5)), Some((10, theirs(0))), "it leads where it did");
+        registry.hear(10, Request::Withdraw(game()));
+        registry.hear(11, Request::Connect(Flow(5), game()));
+        assert_eq!(registry.route(11, Flow(5)), Some((10, theirs(0))), "games of a provider that drains go on");
+        registry.hear(12, Request::Register(game()));
+        assert_eq!(registry.route(11, Flow(5)), Some((10, theirs(0))), "nobody has asked");
+        registry.hear(11, Request::Connect(Flow(5), game()));
+        assert_eq!(registry.route(11, Flow(5)), Some((12, theirs(0))));
+        assert_eq!(registry.route(10, theirs(0)), None);
         assert_nothing_is_left(&mut registry);
     }
 

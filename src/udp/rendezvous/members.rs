@@ -27,6 +27,8 @@ pub(super) struct Member {
     /// How its packets arrive, as it was told last.
     by_udp: Option<SocketAddr>,
     by_tcp: Option<SocketAddr>,
+    /// The TCP connection that it came by, or has beside UDP.
+    pub(super) link: Option<u32>,
     /// Datagrams passed on lately.
     pub(super) relayed: u32,
 }

@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::carrier::Carrier;
-use super::links::Links;
+use super::links::{self, Links};
 use super::peers::Peers;
 use crate::engine::{Engine, Event};
 use crate::proto::rendezvous::SERVICE;
@@ -400,11 +400,23 @@ impl Rendezvous {
         while let Some((id, connection)) = self.carrier.links.poll_data(&mut self.engine) {
             self.desk.take(now, id, connection, &mut self.engine);
         }
-        while self.carrier.links.poll_news(&mut self.engine).is_some() {} // tunnels outlive their links
+        while let Some(news) = self.carrier.links.poll_news(&mut self.engine) {
+            if let links::News::Down(link, _) = news {
+                self.note_link_down(link);
+            }
+        }
         if self.peers.next_timeout().is_some_and(|at| at <= now) {
             self.peers.handle_timeout(now);
         }
         more
+    }
+
+    /// A peer's process has ended, or soon begins anew: it, too, takes the end of its link for the end of its tunnel.
+    fn note_link_down(&mut self, link: u32) {
+        let peer = self.members.iter().find(|(_, member)| member.link == Some(link)).map(|(peer, _)| *peer);
+        if let Some(peer) = peer {
+            self.let_go(peer, CloseReason::Done);
+        }
     }
 
     fn hear_tunnels(&mut self) {
@@ -548,6 +560,9 @@ impl Rendezvous {
         };
         let Some(address) = address else { return };
         let Some(member) = self.members.get_mut(&peer) else { return };
+        if let Way::Link(number) = way {
+            member.link = Some(number);
+        }
         let Some(tunnel) = self.peers.endpoint().and_then(|endpoint| endpoint.tunnel(peer)) else { return };
         if !member.tell_address(transport, address, tunnel) {
             self.let_go(peer, CloseReason::Fault);

@@ -95,6 +95,10 @@ impl Via {
         self.client.connect(name)
     }
 
+    pub(super) fn connect_anew(&mut self, flow: Flow) {
+        self.client.connect_anew(flow);
+    }
+
     pub(super) fn is(&self, tunnel: PeerId) -> bool {
         self.up.as_ref().is_some_and(|up| up.tunnel == tunnel)
             || self.attempt.as_ref().is_some_and(|attempt| attempt.has(tunnel))
