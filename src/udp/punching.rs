@@ -70,6 +70,7 @@ impl Ground {
             was_blocked: via.is_udp_blocked(),
             rtt_us: via.rtt_us(context),
         };
+        tracing::debug!(rtt_us = setup.rtt_us, was_blocked = setup.was_blocked, "a round of punching begins");
         Self { setup, wires }
     }
 

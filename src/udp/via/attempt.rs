@@ -37,7 +37,8 @@ enum Kind {
 
 #[derive(Debug)]
 pub(super) struct Racer {
-    pub tunnel: PeerId,
+    /// Over a link it begins when that is connected: what waits for a connection would count as time on the way.
+    pub tunnel: Option<PeerId>,
     pub link: Option<u32>,
     pub address: SocketAddr,
 }
@@ -73,7 +74,7 @@ impl Attempt {
     }
 
     pub(super) fn has(&self, tunnel: PeerId) -> bool {
-        self.racers.iter().any(|racer| racer.tunnel == tunnel)
+        self.racers.iter().any(|racer| racer.tunnel == Some(tunnel))
     }
 
     pub(super) fn deadline(&self) -> Instant {
@@ -113,7 +114,10 @@ impl Attempt {
         let (&links::News::Up(number) | &links::News::Down(number, _)) = news;
         let Some(place) = self.racers.iter().position(|racer| racer.link == Some(number)) else { return };
         match news {
-            links::News::Up(_) => self.fault = Fault::Silent,
+            links::News::Up(_) => {
+                self.fault = Fault::Silent;
+                self.racers[place].tunnel = begin(Way::Link(number).into(), context);
+            }
             links::News::Down(_, why) => {
                 if let Fault::Unreachable(known) = &mut self.fault {
                     *known = known.or(why.as_ref().map(io::Error::kind));
@@ -125,7 +129,7 @@ impl Attempt {
     }
 
     pub(super) fn note_lost(&mut self, tunnel: PeerId, carrier: &mut Carrier, context: &mut Context) {
-        if let Some(place) = self.racers.iter().position(|racer| racer.tunnel == tunnel) {
+        if let Some(place) = self.racers.iter().position(|racer| racer.tunnel == Some(tunnel)) {
             self.racers.swap_remove(place).stop(carrier, context);
         }
     }
@@ -134,8 +138,8 @@ impl Attempt {
     pub(super) fn win(self, tunnel: PeerId, carrier: &mut Carrier, context: &mut Context) -> Option<Up> {
         let mut up = None;
         for racer in self.racers {
-            if racer.tunnel == tunnel {
-                up = Up::new(&racer, &self.addresses, context);
+            if racer.tunnel == Some(tunnel) {
+                up = Up::new(tunnel, &racer, &self.addresses, context);
             } else {
                 racer.stop(carrier, context);
             }
@@ -160,32 +164,28 @@ impl Attempt {
 
 impl Racer {
     fn start(address: SocketAddr, kind: Kind, carrier: &mut Carrier, context: &mut Context) -> Option<Self> {
-        let (link, remote) = match kind {
-            Kind::Link => {
-                let link = connect(address, carrier, context)?;
-                (Some(link), Way::Link(link).into())
-            }
+        match kind {
+            Kind::Link => Some(Self { tunnel: None, link: Some(connect(address, carrier, context)?), address }),
             Kind::Udp => {
                 carrier.reach(address, &mut context.engine).ok()?;
-                (None, address)
-            }
-        };
-        let service = ServiceName::new(SERVICE).expect("it is a name");
-        match context.peers.connect(context.now_us(), remote, context.via_key.as_ref(), service) {
-            Some(tunnel) => Some(Self { tunnel, link, address }),
-            None => {
-                link.into_iter().for_each(|link| carrier.links.close(link, &mut context.engine));
-                None
+                Some(Self { tunnel: Some(begin(address, context)?), link: None, address })
             }
         }
     }
 
     pub(super) fn stop(self, carrier: &mut Carrier, context: &mut Context) {
-        context.peers.close(self.tunnel, CloseReason::Done);
+        if let Some(tunnel) = self.tunnel {
+            context.peers.close(tunnel, CloseReason::Done);
+        }
         if let Some(link) = self.link {
             carrier.links.close(link, &mut context.engine);
         }
     }
+}
+
+fn begin(remote: SocketAddr, context: &mut Context) -> Option<PeerId> {
+    let service = ServiceName::new(SERVICE).expect("it is a name");
+    context.peers.connect(context.now_us(), remote, context.via_key.as_ref(), service)
 }
 
 /// Links before datagrams: they tell more.

@@ -40,12 +40,12 @@ pub(super) struct Up {
 
 impl Up {
     /// `addresses`: all that the rendezvous has.
-    pub(super) fn new(racer: &Racer, addresses: &[SocketAddr], context: &mut Context) -> Option<Self> {
+    pub(super) fn new(tunnel: PeerId, racer: &Racer, addresses: &[SocketAddr], context: &mut Context) -> Option<Self> {
         let is_other = |address: &&SocketAddr| address.is_ipv4() != racer.address.is_ipv4();
         let other = addresses.iter().find(is_other).copied();
-        let stream = context.peers.get(racer.tunnel)?.open(0, None)?;
+        let stream = context.peers.get(tunnel)?.open(0, None)?;
         Some(Self {
-            tunnel: racer.tunnel,
+            tunnel,
             stream,
             link: racer.link,
             joining: None,
@@ -53,7 +53,7 @@ impl Up {
             address: racer.address,
             addresses: [racer.address].into_iter().chain(other).collect(),
             reflexive: None,
-            pulse: Pulse::new(racer.tunnel, context),
+            pulse: Pulse::new(tunnel, context),
             inbox: Inbox::default(),
             outbox: Vec::new(),
             probed: 0,
@@ -121,7 +121,7 @@ impl Up {
 
     pub(super) fn stop(self, carrier: &mut Carrier, context: &mut Context) {
         self.joining.into_iter().for_each(|link| carrier.links.close(link, &mut context.engine));
-        Racer { tunnel: self.tunnel, link: self.link, address: self.address }.stop(carrier, context);
+        Racer { tunnel: Some(self.tunnel), link: self.link, address: self.address }.stop(carrier, context);
     }
 
     fn wants_link(&self) -> bool {
