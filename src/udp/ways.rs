@@ -361,8 +361,8 @@ impl Peer {
         let status = self.paths.status(context.now_us());
         let service = context.peers.get(id).and_then(|peer| peer.service());
         let service = service.map(tracing::field::display);
-        let rtt = status.rtt_us.map(Duration::from_micros);
-        tracing::info!(service, path = status.kind.as_str(), remote = %Way::of(status.remote), ?rtt, "another path");
+        let rtt = status.rtt_us.map(|rtt_us| tracing::field::debug(Duration::from_micros(rtt_us)));
+        tracing::info!(service, path = status.kind.as_str(), remote = %Way::of(status.remote), rtt, "another path");
     }
 }
 
