@@ -63,7 +63,7 @@ impl Page {
         match admin {
             Admin::Tcp(address) => {
                 if !address.ip().is_loopback() {
-                    tracing::warn!(%address, "the page of figures shows players' addresses to everybody who reaches it");
+                    tracing::warn!(%address, "GET /status shows players' addresses to everybody who reaches it");
                 }
                 let listener = Listener::Tcp(TcpListener::bind(address).await?);
                 Ok(Some(Self { listener, path: None }))
@@ -72,7 +72,7 @@ impl Page {
             Admin::Beside(path) => match Self::at(path) {
                 Ok(page) => Ok(Some(page)),
                 Err(error) => {
-                    tracing::info!(%error, path = %path.display(), "no page of figures: name a place for it with --admin");
+                    tracing::info!(%error, path = %path.display(), "`gateway status` cannot find this daemon: name a place with --admin");
                     Ok(None)
                 }
             },
