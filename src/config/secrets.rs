@@ -76,7 +76,8 @@ impl SecretForm {
                 "a secret has fewer than {least} bytes: whoever has a token or hears a tunnel begin can guess it; `gateway secret` makes a strong one"
             ));
         }
-        let hint = "make one with `(umask 077; gateway secret > secret)`, then pass --secret-file secret";
+        let hint =
+            "pass --secret-file FILE: that of the other end, or a new one, by `(umask 077; gateway secret > FILE)`";
         Keyring::new(secrets).map_err(|_none| Error::new("no secret is given", hint))
     }
 
