@@ -346,7 +346,7 @@ impl<P: Copy + Ord + Hash + Debug> Registry<P> {
         match lead.to {
             Some((visitor, theirs)) if flow.is_of_provider() => {
                 if self.members.contains_key(&visitor) {
-                    self.wait(visitor, key, theirs, lead.name);
+                    self.follow(peer, visitor, key, theirs, lead.name);
                 }
             }
             Some((provider, theirs)) => {
@@ -359,6 +359,17 @@ impl<P: Copy + Ord + Hash + Debug> Registry<P> {
                 self.account(key).flows -= 1;
                 self.forget_wish(key, lead.name, (peer, flow));
             }
+        }
+    }
+
+    /// A visitor's flow has lost its provider: it goes to the successor, if there is one already, and else waits.
+    fn follow(&mut self, from: P, visitor: P, key: Id, flow: Flow, name: ServiceName) {
+        match self.services.get(&name) {
+            Some(&Registration { key: owner, holder: Holder::Present(holder) }) if owner == key && holder != from => {
+                self.tell(visitor, Notice::Waiting(flow)); // whoever is there now is another
+                self.pair(visitor, flow, holder, name);
+            }
+            _ => self.wait(visitor, key, flow, name),
         }
     }
 
@@ -543,6 +554,18 @@ mod tests {
         registry.hear(11, Request::Connect(Flow(5), game()));
         assert_eq!(registry.route(11, Flow(5)), Some((12, theirs(0))));
         assert_eq!(registry.route(10, theirs(0)), None);
+        assert_nothing_is_left(&mut registry);
+    }
+
+    #[test]
+    fn a_flow_of_a_provider_that_ends_after_it_has_withdrawn_goes_to_its_successor() {
+        let mut registry = paired();
+        registry.hear(10, Request::Withdraw(game()));
+        registry.hear(12, Request::Register(game()));
+        assert_eq!(told(&mut registry), [(12, Notice::Registered(game()))]);
+        registry.leave(0, 10);
+        assert_eq!(told(&mut registry), [(11, Notice::Waiting(Flow(5))), (11, Notice::Connected(Flow(5)))]);
+        assert_eq!(registry.route(11, Flow(5)), Some((12, theirs(0))));
         assert_nothing_is_left(&mut registry);
     }
 
