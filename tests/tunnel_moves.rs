@@ -38,7 +38,9 @@ fn a_probe_is_answered_to_where_it_came_from_in_as_many_bytes_and_moves_nothing(
     pair.run_for(5 * SECOND);
     let (now, there) = (pair.net.now(), address(2));
     let mut probe = Vec::new();
+    let before = pair.visitor().tunnel().status().sent_aside;
     pair.visitor().tunnel().probe(now, there, &mut probe);
+    assert_eq!(pair.visitor().tunnel().status().sent_aside, before, "the peer is there: it must answer");
     let (length, mut again) = (probe.len(), probe.clone());
     let answers = brought(&mut pair, address(77), &mut probe);
     assert_eq!(brought(&mut pair, address(78), &mut again), [], "a probe that was caught");
@@ -54,6 +56,19 @@ fn a_probe_is_answered_to_where_it_came_from_in_as_many_bytes_and_moves_nothing(
         [pair.visitor().tunnel().status().remote, pair.provider().tunnel().status().remote],
         [2, 1].map(address)
     );
+}
+
+/// By what is not answered a peer is taken for dead.
+#[test]
+fn what_asks_whether_other_ways_work_does_not_count_as_asking_the_peer() {
+    let mut pair = pair();
+    let now = pair.net.now();
+    let before = pair.visitor().tunnel().status();
+    pair.visitor().tunnel().probe(now, address(99), &mut Vec::new());
+    pair.visitor().tunnel().observe(now, [1; 8], &mut Vec::new());
+    let after = pair.visitor().tunnel().status();
+    assert_eq!(after.sent.datagrams - before.sent.datagrams, 2);
+    assert_eq!(after.sent_aside - before.sent_aside, 2);
 }
 
 #[test]

@@ -326,10 +326,13 @@ impl Peer<'_> {
         }
     }
 
-    /// Datagrams sent so far, of a peer that answers soon whatever is not an answer.
+    /// Datagrams sent so far to where the peer is, which answers soon whatever is not an answer.
     pub(super) fn sent(&self) -> Option<u64> {
         match self {
-            Self::Tunnel(tunnel) => Some(tunnel.status().sent.datagrams),
+            Self::Tunnel(tunnel) => {
+                let status = tunnel.status();
+                Some(status.sent.datagrams - status.sent_aside)
+            }
             Self::Kcptun(..) => None,
         }
     }

@@ -117,6 +117,8 @@ pub struct Status {
     pub rate: u64,
     /// As it is on the wire, without IP and UDP headers.
     pub sent: Traffic,
+    /// Datagrams of these that try other ways. That nobody answers them says nothing of the peer.
+    pub sent_aside: u64,
     pub received: Traffic,
     /// Datagrams for this tunnel that were not authentic, or came twice.
     pub refused: u64,

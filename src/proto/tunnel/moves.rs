@@ -42,17 +42,18 @@ impl Tunnel {
     /// tells when the answer comes, from there.
     pub fn probe(&mut self, now: u64, to: SocketAddr, out: &mut Vec<u8>) {
         let token = self.probe_tokens.make(now, to);
-        self.seal_aside(now, Frame::Probe(token), out);
+        self.seal_aside(now, to != self.path.remote(), Frame::Probe(token), out);
     }
 
     /// Appends a datagram that asks the peer, a rendezvous, from which address it came. It may be sent from any socket.
     /// [`Event::Observed`] tells the answer.
     pub fn observe(&mut self, now: u64, token: Token, out: &mut Vec<u8>) {
-        self.seal_aside(now, Frame::Observe(token), out);
+        self.seal_aside(now, true, Frame::Observe(token), out);
     }
 
-    fn seal_aside(&mut self, now: u64, frame: Frame<'_>, out: &mut Vec<u8>) {
+    fn seal_aside(&mut self, now: u64, is_aside: bool, frame: Frame<'_>, out: &mut Vec<u8>) {
         self.now = now;
+        self.sent_aside += u64::from(is_aside && self.phase == Phase::Open);
         if self.phase == Phase::Open {
             self.packet(self.mtu.size(), out, |_, _, out| frame.emit(out));
         }
