@@ -209,6 +209,30 @@ fn policy_has_a_say_about_services_and_without_a_rendezvous_there_are_none() {
 }
 
 on_both_engines! {
+    fn connections_for_players_to_come_stay_ready(engine) {
+        let (hub, _provider) = echo(engine);
+        let (rendezvous, mut looks) = (hub.rendezvous().port(), 0);
+        // The link of the tunnel, and those that wait; a connection that is let go at once is not seen so often in a row.
+        let are_ready = || {
+            looks = if connections_to(rendezvous) == 1 + 2 { looks + 1 } else { 0 };
+            looks >= 20
+        };
+        wait_until(are_ready, || hub.0.log());
+        assert!(echoes(&mut connect(hub.exposed(0))));
+    }
+}
+
+/// Established ones to a port of the loopback address, as the kernel lists them.
+fn connections_to(port: u16) -> usize {
+    let listed = std::fs::read_to_string("/proc/net/tcp").expect("the kernel lists them");
+    let is_one = |line: &&str| {
+        let fields: Vec<_> = line.split_ascii_whitespace().collect();
+        fields[2] == format!("0100007F:{port:04X}") && fields[3] == "01"
+    };
+    listed.lines().skip(1).filter(is_one).count()
+}
+
+on_both_engines! {
     fn the_service_is_told_the_players_address(engine) {
         let hub = Hub::start(engine, &["game", "udp://game"], &[]);
         let (heard, hears) = mpsc::channel();

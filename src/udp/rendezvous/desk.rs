@@ -87,7 +87,7 @@ impl Desk {
             Arrival::Ready(provider) if self.ready.len() >= limits::READY_ALL_MAX => {
                 self.hub.end(now, provider, number)
             }
-            Arrival::Ready(provider) => match engine.watch(connection.as_fd(), token(number)) {
+            Arrival::Ready(provider) => match engine.watch_arrivals(connection.as_fd(), token(number)) {
                 Ok(()) => _ = self.ready.insert(number, Ready { connection, provider }),
                 Err(error) => {
                     tracing::warn!(%error, "a connection for players cannot be watched and is let go");
