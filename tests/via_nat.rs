@@ -75,8 +75,17 @@ fn with_path_direct_a_player_waits_for_the_direct_path() {
 }
 
 #[test]
+fn a_provider_that_wants_the_relay_only_gives_its_address_to_no_visitor() {
+    let relay = ["--path", "relay"];
+    let Some(world) = World::with([Router::Open, Router::Usual], &relay, &[], |_| {}) else { return };
+    world.visitor.wait_for_log("Relay(Declined)");
+    assert!(echoes(&mut world.play()));
+    assert!(!world.visitor.log().contains("another path"), "{}", world.visitor.log());
+}
+
+#[test]
 fn where_udp_is_blocked_there_is_a_direct_path_over_tcp() {
-    let Some(world) = World::with([Router::Usual, Router::Usual], &[], |world| {
+    let Some(world) = World::with([Router::Usual, Router::Usual], &[], &[], |world| {
         world.nft("ra", "add rule ip filter forward meta l4proto udp drop");
     }) else {
         return;
@@ -120,11 +129,11 @@ struct World {
 
 impl World {
     fn new(routers: [Router; 2], visit: &[&str]) -> Option<Self> {
-        Self::with(routers, visit, |_| {})
+        Self::with(routers, &[], visit, |_| {})
     }
 
     /// `None` where this host cannot do it.
-    fn with(routers: [Router; 2], visit: &[&str], prepare: impl FnOnce(&Net)) -> Option<Self> {
+    fn with(routers: [Router; 2], provide: &[&str], visit: &[&str], prepare: impl FnOnce(&Net)) -> Option<Self> {
         let net = Net::new(routers)?;
         prepare(&net);
         let start = |node: &str, flags: &[&str]| {
@@ -132,7 +141,8 @@ impl World {
         };
         let rendezvous = start("r", &["run", "--rendezvous", "0.0.0.0:4000"]);
         let service = net.inside("b", echo_backend).to_string();
-        let provider = start("b", &["provide", "game", "--tcp", &service, "--via", RENDEZVOUS]);
+        let flags = ["provide", "game", "--tcp", &service, "--via", RENDEZVOUS];
+        let provider = start("b", &[&flags, provide].concat());
         provider.wait_for_log("visitors can come");
         let flags = ["visit", "game", "--tcp", "127.0.0.1:0", "--via", RENDEZVOUS];
         let visitor = start("a", &[&flags, visit].concat());

@@ -13,7 +13,7 @@ use super::Context;
 use super::carrier::Carrier;
 use super::links;
 use super::peers::{Event, PeerId};
-use super::punching::{Ground, Punching, Won};
+use super::punching::{self, Ground, Punching, Won};
 use super::settings;
 use super::status::PeerStatus;
 use super::via::Via;
@@ -318,6 +318,9 @@ impl Peer {
             }
             return;
         };
+        if !self.paths.wants_rounds() {
+            return punching::tell(id, &Message::Declined { round }, context); // an address told is an address given away
+        }
         let now = context.now_us();
         if side == Side::Visitor || rounds >= limits::ROUNDS_MAX || !self.allowance.take(now) {
             return; // he will call again

@@ -242,6 +242,12 @@ impl Paths {
         Status { kind, remote: self.current, rtt_us, why }
     }
 
+    /// Whether a way other than the relay would be taken.
+    #[must_use]
+    pub fn wants_rounds(&self) -> bool {
+        self.mode != Mode::Relay
+    }
+
     /// Whether streams and datagrams may go along the way in use.
     #[must_use]
     pub fn carries_data(&self) -> bool {

@@ -126,6 +126,9 @@ impl Attempt {
                 let ours = ours.clone();
                 self.shoot(now, &ours, profile);
             }
+            (Message::Declined { round }, State::Waiting { .. }) if *round == self.number => {
+                self.state = State::Over(Verdict::Relay(Why::Declined));
+            }
             (Message::Punched { round }, State::Shooting(shooting)) if *round == self.number => {
                 self.is_told = true;
                 shooting.on_punched();
@@ -330,6 +333,16 @@ mod tests {
         assert_eq!(visitor.verdict(ANSWER_TIMEOUT_US), Verdict::Relay(Why::NoAnswer));
         visitor.on_told(ANSWER_TIMEOUT_US, &Message::Answer { round: 0, profile: profile() });
         assert!(visitor.is_over(), "an answer that comes too late");
+    }
+
+    #[test]
+    fn a_call_that_is_declined_ends_at_once() {
+        let mut visitor = gathered(Attempt::call(0, 3, setup(), [1; 32]));
+        let _ = all(&mut visitor, 0);
+        visitor.on_told(1, &Message::Declined { round: 2 });
+        assert!(!visitor.is_over(), "another call");
+        visitor.on_told(1, &Message::Declined { round: 3 });
+        assert_eq!((visitor.is_over(), visitor.verdict(1)), (true, Verdict::Relay(Why::Declined)));
     }
 
     #[test]

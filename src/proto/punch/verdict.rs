@@ -22,6 +22,8 @@ pub enum Verdict {
 pub enum Why {
     /// The peer did not answer our call.
     NoAnswer,
+    /// The peer wants no other way than the relay.
+    Declined,
     /// The peer has named no address that may be probed.
     NoCandidates,
     BothRandom,
@@ -60,6 +62,7 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoAnswer => "the other side has not answered our wish for a direct connection",
+            Self::Declined => "the other side wants to be reached through the rendezvous only (--path relay)",
             Self::NoCandidates => "the other side has named no address at which it could be reached directly",
             Self::BothRandom => {
                 "both routers choose a new port by chance for every destination (symmetric NAT), which cannot be guessed on \

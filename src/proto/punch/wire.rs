@@ -4,6 +4,7 @@
 //! call       1 | round u32 | profile: let us punch, this is me
 //! answer     2 | round u32 | profile: yes, and this is me
 //! punched    3 | round u32: a probe was answered, stop
+//! declined   4 | round u32: no, the relay is all that is wanted here
 //!
 //! profile    class u8 | step u16 | count u8 (at most 24) | candidate ...
 //!            classes: 0 open, 1 same, 2 steps, 3 random, 4 blocked, 5 unclear; the step is 1 to 16 for steps, and else 0
@@ -27,6 +28,7 @@ pub enum Message {
     Call { round: u32, profile: Profile },
     Answer { round: u32, profile: Profile },
     Punched { round: u32 },
+    Declined { round: u32 },
 }
 
 /// Bytes that are no message.
@@ -36,6 +38,7 @@ pub struct Malformed;
 const CALL: u8 = 1;
 const ANSWER: u8 = 2;
 const PUNCHED: u8 = 3;
+const DECLINED: u8 = 4;
 
 /// In the order of their numbers.
 const KINDS: [Kind; 4] = [Kind::Host, Kind::Mapped, Kind::Reflexive, Kind::TcpReflexive];
@@ -49,6 +52,7 @@ impl Message {
             CALL => Self::Call { round, profile: parse_profile(rest)? },
             ANSWER => Self::Answer { round, profile: parse_profile(rest)? },
             PUNCHED => Self::Punched { round },
+            DECLINED => Self::Declined { round },
             _ => return Err(Malformed),
         };
         if rest.is_empty() { Ok(message) } else { Err(Malformed) }
@@ -59,6 +63,7 @@ impl Message {
             Self::Call { round, profile } => emit_with_profile(CALL, *round, profile, out),
             Self::Answer { round, profile } => emit_with_profile(ANSWER, *round, profile, out),
             Self::Punched { round } => head(PUNCHED, *round, out),
+            Self::Declined { round } => head(DECLINED, *round, out),
         }
     }
 }
@@ -148,10 +153,11 @@ mod tests {
         let candidate = (0..KINDS.len(), address).prop_map(|(kind, address)| Candidate { kind: KINDS[kind], address });
         let profile = (class, prop::collection::vec(candidate, 0..=CANDIDATES_MAX))
             .prop_map(|(class, candidates)| Profile { class, candidates });
-        (0..3, any::<u32>(), profile).prop_map(|(kind, round, profile)| match kind {
+        (0..4, any::<u32>(), profile).prop_map(|(kind, round, profile)| match kind {
             0 => Message::Call { round, profile },
             1 => Message::Answer { round, profile },
-            _ => Message::Punched { round },
+            2 => Message::Punched { round },
+            _ => Message::Declined { round },
         })
     }
 
