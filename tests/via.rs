@@ -125,6 +125,22 @@ on_both_engines! {
 }
 
 on_both_engines! {
+    fn the_successor_of_a_provider_that_drains_is_found_when_the_last_game_has_ended(engine) {
+        let tcp = echo_backend().to_string();
+        let mut three = Three::start(engine, &["--tcp", &tcp], TCP);
+        let mut game = connect(three.visitor.tcp());
+        assert!(echoes(&mut game));
+        three.provider.signal("TERM");
+        three.rendezvous.wait_for_log("service withdrawn");
+        let successor = provide(engine, address(&three.rendezvous), &["--tcp", &tcp]);
+        successor.wait_for_log("visitors can come");
+        drop(game);
+        assert!(three.provider.wait().success());
+        wait_until(|| try_echo(three.visitor.tcp()), || three.visitor.log());
+    }
+}
+
+on_both_engines! {
     fn a_player_waits_for_a_provider_that_comes_late(engine) {
         let rendezvous = rendezvous(engine, &[]);
         let visitor = visit(engine, address(&rendezvous), TCP);
@@ -156,6 +172,21 @@ fn a_wrong_secret_is_told_from_a_rendezvous_that_is_not_there_and_reaches_nobody
     let stranger = visit("auto", address(&three.rendezvous), &strange);
     stranger.wait_for_log("has it this secret?");
     assert!(echoes(&mut connect(three.visitor.tcp())));
+}
+
+#[test]
+fn a_friend_with_another_secret_is_told_from_one_who_is_not_there() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("of the rendezvous");
+    std::fs::write(&path, "what only the rendezvous is asked for\n").expect("it is written");
+    let with = |secret| ["--via-secret-file", path.to_str().expect("a path of text"), "--secret", secret];
+    let rendezvous = rendezvous("auto", &["--secret", "what only the rendezvous is asked for"]);
+    let tcp = echo_backend().to_string();
+    let ours = with("a secret of these friends");
+    let provider = provide("auto", address(&rendezvous), &[&ours[..], &["--tcp", &tcp]].concat());
+    provider.wait_for_log("visitors can come");
+    let visitor = visit("auto", address(&rendezvous), &[&with("a secret of those friends"), TCP].concat());
+    visitor.wait_for_log("does not answer: has it this secret?");
 }
 
 #[test]

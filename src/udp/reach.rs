@@ -182,10 +182,16 @@ impl Reach {
         if self.up.is_some() || self.told || now < self.down_since + limits::REACH_TIMEOUT {
             return;
         }
+        let (service, wait) = (visited.name, limits::TUNNEL_WAIT.as_secs());
+        let Some(peer) = &visited.peer else {
+            // While there is no flow, the rendezvous tells who is not there.
+            self.told = self.flow.is_some();
+            if self.told {
+                tracing::warn!(%service, "the provider is at the rendezvous and does not answer: has it this secret? Trying on");
+            }
+            return;
+        };
         self.told = true;
-        // Where it is met at a rendezvous, that tells who is not there.
-        let (service, Some(peer)) = (visited.name, &visited.peer) else { return };
-        let wait = limits::TUNNEL_WAIT.as_secs();
         if self.nameless {
             tracing::warn!(%service, %peer, "no address is known for the provider's name. Trying on; players wait up to {wait} s");
         } else {
