@@ -160,6 +160,9 @@ struct Route {
     /// Clients first send a token sealed with this file's first line, and read `200`
     #[arg(long)]
     token_secret: Option<PathBuf>,
+    /// Where the tokens lead; default: to the backend
+    #[arg(long)]
+    target: Option<SocketAddr>,
     #[arg(long, default_value = "127.0.0.1:0")]
     backend_listen: SocketAddr,
     /// The backend is another process, at the address of `--backend-listen`
@@ -341,6 +344,7 @@ fn cycle(route: &Route, watch: Vec<u32>, cycles: usize, connections: usize) -> i
 fn report(name: &str, parameters: Value, measured: &Measured, load: &Load, (unit, units): (&str, f64)) -> Value {
     let (seconds, tally) = (measured.seconds, &measured.tally);
     let gigabytes = tally.bytes as f64 / 1e9;
+    let cpu = measured.cpu.values().sum::<u64>() as f64;
     let per = |amount: f64, parts: f64| if parts > 0.0 { json!(amount / parts) } else { Value::Null };
     let at =
         |share: f64| if tally.latency.count > 0 { json!(tally.latency.at(share) as f64 / 1e3) } else { Value::Null };
@@ -353,10 +357,11 @@ fn report(name: &str, parameters: Value, measured: &Measured, load: &Load, (unit
         "units_per_second": units / seconds,
         "bytes": tally.bytes,
         "gb_per_second": gigabytes / seconds,
-        "cpu_ns": measured.cpu,
-        "cpu_ns_per_unit": per(measured.cpu as f64, units),
-        "cpu_s_per_gb": per(measured.cpu as f64 / 1e9, gigabytes),
-        "cpu_share": measured.cpu as f64 / 1e9 / seconds,
+        "cpu_ns": cpu as u64,
+        "cpu_ns_of": measured.cpu,
+        "cpu_ns_per_unit": per(cpu, units),
+        "cpu_s_per_gb": per(cpu / 1e9, gigabytes),
+        "cpu_share": cpu / 1e9 / seconds,
         "load_cpu_ns": measured.own_cpu,
         "threads": measured.threads,
         "latency_us": { "p50": at(0.5), "p99": at(0.99), "p999": at(0.999), "max": at(1.0) },
@@ -374,7 +379,7 @@ impl Route {
             load.via = load.backend_address;
         }
         if let Some(file) = &self.token_secret {
-            load.lines = lines(file, load.backend_address)?;
+            load.lines = lines(file, self.target.unwrap_or(load.backend_address))?;
         }
         Ok(load)
     }
@@ -633,7 +638,7 @@ impl Load {
         Ok(Measured {
             seconds,
             cpu: used(&before, &after),
-            own_cpu: used(&own_before, &own_after),
+            own_cpu: used(&own_before, &own_after).values().sum(),
             threads: after.len(),
             tally: std::mem::take(&mut self.tally),
             stalled: self.stalled(),
@@ -1117,7 +1122,8 @@ impl Mistakes {
 
 struct Measured {
     seconds: f64,
-    cpu: u64,
+    /// Nanoseconds on a core, of each watched process.
+    cpu: BTreeMap<u32, u64>,
     own_cpu: u64,
     threads: usize,
     tally: Tally,
@@ -1176,9 +1182,13 @@ fn gone(pid: u32, error: &io::Error) -> io::Error {
     io::Error::other(format!("watched process {pid}: {error}"))
 }
 
-/// What the threads have used in between; a thread that was not there before began at nothing.
-fn used(before: &Cpu, after: &Cpu) -> u64 {
-    after.iter().map(|(thread, time)| time.saturating_sub(before.get(thread).copied().unwrap_or(0))).sum()
+/// What the threads of each process have used in between; a thread that was not there before began at nothing.
+fn used(before: &Cpu, after: &Cpu) -> BTreeMap<u32, u64> {
+    let mut used = BTreeMap::new();
+    for (thread, time) in after {
+        *used.entry(thread.0).or_default() += time.saturating_sub(before.get(thread).copied().unwrap_or(0));
+    }
+    used
 }
 
 /// Latencies in buckets that grow with the value: 64 for each power of two, so a figure is off by at most 1.6 %.
