@@ -13,12 +13,13 @@ mod common;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use common::tunnel::Daemon;
-use common::{Random, connect, echo_backend, echoes, program_under, wait_until};
+use common::{Random, connect, echo_backend, echoes, program_under, skip, wait_until};
 use nix::sched::{CloneFlags, setns};
 
 const RENDEZVOUS: &str = "203.0.113.10:4000";
@@ -32,6 +33,15 @@ enum Router {
     Random,
     /// Keeps ports where it can, and answers strangers itself.
     Open,
+    /// As `Random`, but leads a port to a host that asks for it, by these protocols.
+    Lends(Lends),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lends {
+    Pcp,
+    NatPmp,
+    Upnp,
 }
 
 #[test]
@@ -65,6 +75,46 @@ fn two_routers_that_draw_their_ports_leave_the_relay_and_games_go_on_there() {
     let Some(world) = World::new([Router::Random, Router::Random], &[]) else { return };
     world.visitor.wait_for_log("Relay(BothRandom)");
     assert!(echoes(&mut world.play()));
+}
+
+#[test]
+fn a_port_that_the_router_lends_by_pcp_leads_to_a_provider_whom_nobody_could_guess() {
+    meet_by_lent_port(Lends::Pcp, "PCP");
+}
+
+#[test]
+fn a_router_that_speaks_nat_pmp_only_lends_a_port_too() {
+    meet_by_lent_port(Lends::NatPmp, "NAT-PMP");
+}
+
+#[test]
+fn a_router_that_speaks_upnp_only_lends_a_port_too() {
+    meet_by_lent_port(Lends::Upnp, "UPnP");
+}
+
+fn meet_by_lent_port(lends: Lends, by: &str) {
+    let Some(world) = World::new([Router::Random, Router::Lends(lends)], &[]) else { return };
+    world.provider.wait_for_log(&format!("by=\"{by}\""));
+    world.wait_for_path("direct");
+    assert!(echoes(&mut world.play()));
+    assert!(world.has_lent("rb"));
+    world.provider.signal("TERM");
+    wait_until(|| !world.has_lent("rb"), || "the port is not given back".to_owned());
+}
+
+#[test]
+fn a_visitors_router_that_lends_a_port_is_as_good_as_a_providers() {
+    let Some(world) = World::new([Router::Lends(Lends::Pcp), Router::Random], &[]) else { return };
+    world.wait_for_path("direct");
+    assert!(echoes(&mut world.play()));
+}
+
+#[test]
+fn without_port_mapping_the_router_is_asked_for_nothing() {
+    let routers = [Router::Lends(Lends::Pcp), Router::Random];
+    let Some(world) = World::new(routers, &["--no-port-mapping"]) else { return };
+    world.visitor.wait_for_log("Relay(BothRandom)");
+    assert!(!world.has_lent("ra"));
 }
 
 #[test]
@@ -173,6 +223,8 @@ impl std::ops::Deref for World {
 /// The namespaces.
 struct Net {
     prefix: String,
+    /// In routers.
+    lenders: Mutex<Vec<Lender>>,
 }
 
 const NODES: [&str; 5] = ["a", "ra", "r", "rb", "b"];
@@ -181,16 +233,23 @@ impl Net {
     fn new(routers: [Router; 2]) -> Option<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let net = Self { prefix: format!("gateway-{}-{number}-", std::process::id()) };
+        let prefix = format!("gateway-{}-{number}-", std::process::id());
+        let net = Self { prefix, lenders: Mutex::default() };
         if !net.is_possible() {
             eprintln!("skipped: needs root, `ip` and `nft` with NAT");
+            return None;
+        }
+        let lends = |router: &Router| matches!(router, Router::Lends(_));
+        if routers.iter().any(lends) && !succeeds("sh", &["-c", "command -v miniupnpd"]) {
+            skip("a router that lends ports", "needs `miniupnpd` (package miniupnpd-nftables)");
             return None;
         }
         for node in NODES {
             net.ip(node, "link set lo up");
         }
         net.ip("r", "addr add 203.0.113.10/32 dev lo");
-        for (side, router, lan, wan) in [("a", "ra", "192.168.1", "198.51.100"), ("b", "rb", "192.168.2", "192.0.2")] {
+        // Outside no addresses for documentation: routers that lend ports take those for private ones.
+        for (side, router, lan, wan) in [("a", "ra", "192.168.1", "203.0.114"), ("b", "rb", "192.168.2", "203.0.115")] {
             net.cable((side, "lan", &format!("{lan}.10/24")), (router, "lan", &format!("{lan}.1/24")));
             net.cable((router, "wan", &format!("{wan}.1/24")), ("r", router, &format!("{wan}.254/24")));
             net.ip(side, &format!("route add default via {lan}.1"));
@@ -204,6 +263,9 @@ impl Net {
         net.nft("r", "add rule ip filter forward ip ttl < 10 drop");
         for (router, kind) in ["ra", "rb"].into_iter().zip(routers) {
             net.set_up(router, kind);
+            if let Router::Lends(lends) = kind {
+                net.lend(router, lends);
+            }
         }
         Some(net)
     }
@@ -222,7 +284,7 @@ impl Net {
     fn set_up(&self, router: &str, kind: Router) {
         let masquerade = match kind {
             Router::Usual | Router::Open => "masquerade",
-            Router::Random => "masquerade fully-random",
+            Router::Random | Router::Lends(_) => "masquerade fully-random",
         };
         self.nft(router, "add table ip nat");
         self.nft(router, "add chain ip nat out { type nat hook postrouting priority 100; }");
@@ -230,10 +292,34 @@ impl Net {
         self.nft(router, "add table ip filter");
         for hook in ["input", "forward"] {
             self.nft(router, &format!("add chain ip filter {hook} {{ type filter hook {hook} priority 0; }}"));
+            if matches!(kind, Router::Lends(_)) {
+                self.nft(router, &format!("add rule ip filter {hook} ct status dnat accept"));
+            }
             if !matches!(kind, Router::Open) {
                 self.nft(router, &format!("add rule ip filter {hook} iifname wan ct state new,invalid drop"));
             }
         }
+    }
+
+    fn lend(&self, router: &str, lends: Lends) {
+        self.nft(router, "add table inet lent");
+        for (chain, hook) in [("forward", "filter"), ("prerouting", "nat"), ("postrouting", "nat")] {
+            self.nft(router, &format!("add chain inet lent {chain} {{ type {hook} hook {chain} priority 1; }}"));
+        }
+        if lends == Lends::NatPmp {
+            // PCP is version 2 of what both say to this port.
+            self.nft(router, "insert rule ip filter input udp dport 5351 @th,64,8 2 drop");
+        }
+        let lender = Lender::start(&self.namespace(router), lends);
+        self.lenders.lock().expect("not poisoned").push(lender);
+    }
+
+    /// Whether the router leads a port to a host.
+    fn has_lent(&self, router: &str) -> bool {
+        let namespace = self.namespace(router);
+        let rules = ["netns", "exec", &namespace, "nft", "list", "chain", "inet", "lent", "prerouting"];
+        let rules = Command::new("ip").args(rules).output().expect("`ip` can be started");
+        String::from_utf8_lossy(&rules.stdout).contains("dnat")
     }
 
     fn cable(&self, one: (&str, &str, &str), other: (&str, &str, &str)) {
@@ -276,8 +362,51 @@ impl Net {
     }
 }
 
+/// miniupnpd, as it runs in many a home.
+struct Lender {
+    process: Child,
+    _directory: tempfile::TempDir,
+}
+
+impl Lender {
+    fn start(namespace: &str, lends: Lends) -> Self {
+        let is = |yes| if yes { "yes" } else { "no" };
+        let [nat_pmp, upnp] = [lends != Lends::Upnp, lends == Lends::Upnp].map(is);
+        let settings = format!(
+            "ext_ifname=wan\nlistening_ip=lan\nenable_natpmp={nat_pmp}\nenable_upnp={upnp}\nsecure_mode=yes\n\
+             uuid=00000000-0000-0000-0000-000000000000\nupnp_table_name=lent\nupnp_nat_table_name=lent\n\
+             upnp_forward_chain=forward\nupnp_nat_chain=prerouting\nupnp_nat_postrouting_chain=postrouting\n\
+             allow 1024-65535 192.168.0.0/16 1024-65535\n"
+        );
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = |name: &str| directory.path().join(name).to_str().expect("text").to_owned();
+        let (file, pid_file) = (path("settings"), path("pid"));
+        std::fs::write(&file, settings).expect("the settings are written");
+        let program = ["netns", "exec", namespace, "miniupnpd", "-d", "-f", &file, "-P", &pid_file];
+        let mut command = Command::new("ip");
+        command.args(program).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let process = command.spawn().expect("`ip` can be started");
+        let listens = || {
+            let sockets = Command::new("ip").args(["netns", "exec", namespace, "ss", "-Hlun"]).output();
+            let sockets = sockets.expect("`ip` can be started").stdout;
+            let port = if lends == Lends::Upnp { ":1900 " } else { ":5351 " };
+            String::from_utf8_lossy(&sockets).contains(port)
+        };
+        wait_until(listens, || format!("miniupnpd does not listen: {process:?}"));
+        Self { process, _directory: directory }
+    }
+}
+
+impl Drop for Lender {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 impl Drop for Net {
     fn drop(&mut self) {
+        self.lenders.lock().map(|mut lenders| lenders.clear()).unwrap_or_default();
         for node in NODES {
             succeeds("ip", &["netns", "del", &self.namespace(node)]);
         }

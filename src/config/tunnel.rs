@@ -405,6 +405,7 @@ mod tests {
             via = "meet.example.com:4000"
             path = "relay"
             udp-port = 29900
+            no-port-mapping = true
             via-secret-file = "other"
             key = "x"
             crypt = "aes"

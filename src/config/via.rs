@@ -26,6 +26,10 @@ pub struct ViaForm {
     #[arg(long, value_name = "PORT", env = "GATEWAY_UDP_PORT", help_heading = "Rendezvous")]
     pub udp_port: Option<u16>,
 
+    /// Do not ask the router for a port (PCP, NAT-PMP, UPnP) that leads here [default: false]
+    #[arg(long, env = "GATEWAY_NO_PORT_MAPPING", num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Rendezvous")]
+    pub no_port_mapping: Option<bool>,
+
     /// The rendezvous' secret, if it is not to know the one that the peers share [default: the same]
     #[arg(long, value_name = "FILE", env = "GATEWAY_VIA_SECRET_FILE", help_heading = "Rendezvous")]
     pub via_secret_file: Option<PathBuf>,
@@ -37,6 +41,7 @@ impl ViaForm {
             via: self.via.or(other.via),
             path: self.path.or(other.path),
             udp_port: self.udp_port.or(other.udp_port),
+            no_port_mapping: self.no_port_mapping.or(other.no_port_mapping),
             via_secret_file: self.via_secret_file.or(other.via_secret_file),
         }
     }
@@ -46,6 +51,7 @@ impl ViaForm {
         let flags = [
             ("path", self.path.is_some()),
             ("udp-port", self.udp_port.is_some()),
+            ("no-port-mapping", self.no_port_mapping.is_some()),
             ("via-secret-file", self.via_secret_file.is_some()),
         ];
         let Some(via) = self.via.clone() else {
@@ -59,7 +65,8 @@ impl ViaForm {
         };
         let has_own_secret = self.via_secret_file.is_some();
         let host = host("via", via)?;
-        Ok(Some(Via { host, paths: self.path.unwrap_or_default(), has_own_secret }))
+        let maps_ports = !self.no_port_mapping.unwrap_or(false);
+        Ok(Some(Via { host, paths: self.path.unwrap_or_default(), maps_ports, has_own_secret }))
     }
 
     /// The secrets that the peers share, and behind them that of the rendezvous where it has its own. Whoever hears a first

@@ -15,3 +15,4 @@ pub mod target;
 pub mod timers;
 pub mod token;
 pub mod tunnel;
+pub mod upnp;

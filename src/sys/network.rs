@@ -1,7 +1,7 @@
 //! The addresses of this host, and how it is told when they change.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::ifaddrs::getifaddrs;
@@ -49,6 +49,25 @@ pub fn source_for(peer: SocketAddr) -> io::Result<IpAddr> {
     super::socket::local_address(std::os::fd::AsFd::as_fd(&socket)).map(|address| address.ip())
 }
 
+/// The router by which packets leave to where no other route leads. `None` without one, or where it is not to be found out.
+#[must_use]
+pub fn default_gateway() -> Option<Ipv4Addr> {
+    gateway_in(&std::fs::read_to_string("/proc/self/net/route").ok()?)
+}
+
+/// In a table as the kernel prints it, addresses as they lie in memory: `device destination gateway flags . . metric mask ...`
+fn gateway_in(table: &str) -> Option<Ipv4Addr> {
+    let flags_wanted = u32::from(libc::RTF_UP | libc::RTF_GATEWAY);
+    let default = |line: &str| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let hex = |column: usize| u32::from_str_radix(columns.get(column)?, 16).ok();
+        let is_default = hex(1)? == 0 && hex(7)? == 0 && hex(3)? & flags_wanted == flags_wanted;
+        let metric: u32 = columns.get(6)?.parse().ok()?;
+        is_default.then_some((metric, Ipv4Addr::from(hex(2)?.to_ne_bytes())))
+    };
+    table.lines().skip(1).filter_map(default).min_by_key(|(metric, _)| *metric).map(|(_, gateway)| gateway)
+}
+
 /// A socket that turns readable when interfaces, addresses or routes may have changed.
 ///
 /// # Errors
@@ -91,6 +110,24 @@ mod tests {
             assert!(reaches_far(&ip.parse().expect("an IP")), "{ip}");
         }
         assert!(addresses().expect("it can be asked").iter().all(reaches_far));
+    }
+
+    #[test]
+    fn the_default_gateway_is_that_of_the_best_default_route() {
+        let head = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n";
+        let hex = |ip: [u8; 4]| format!("{:08X}", u32::from_ne_bytes(ip));
+        let line = |to, via, flags, metric, mask| {
+            format!("eth0\t{}\t{}\t{flags}\t0\t0\t{metric}\t{}\t0\t0\t0\n", hex(to), hex(via), hex(mask))
+        };
+        let none = [0; 4];
+        let far = line(none, [10, 0, 0, 1], "0003", 600, none);
+        let near = line(none, [192, 168, 1, 1], "0003", 100, none);
+        let lan = line([192, 168, 1, 0], none, "0001", 0, [255, 255, 255, 0]);
+        let cable = line(none, none, "0001", 0, none);
+        let down = line(none, [172, 16, 0, 1], "0002", 0, none);
+        let table = [head, &far, &lan, &near, &cable, &down, "garbage\n"].concat();
+        assert_eq!(gateway_in(&table), Some([192, 168, 1, 1].into()));
+        assert_eq!(gateway_in(&[head, &lan, &cable].concat()), None);
     }
 
     #[test]

@@ -39,6 +39,10 @@ pub(super) struct Carrier {
     pub(super) via: Option<PeerId>,
     /// Those that were there from the beginning, and stay.
     chosen: Vec<u32>,
+    /// That which a port of the router is for. It stays, too.
+    kept: Option<u32>,
+    /// Where strangers reach that one, or a chosen one.
+    mapped: Option<SocketAddr>,
     arrived: Box<[u8]>,
     leaving: Vec<u8>,
     /// What of `leaving` the socket had no room for, from a byte on.
@@ -102,6 +106,8 @@ impl Carrier {
             links: Links::new(limits::LINKS_MAX),
             via: None,
             chosen: Vec::new(),
+            kept: None,
+            mapped: None,
             arrived: vec![0; udp::RECEIVE_BYTES].into(),
             leaving: Vec::with_capacity(udp::BATCH_BYTES_MAX),
             held: None,
@@ -144,10 +150,25 @@ impl Carrier {
         self.wires.iter().find(|(_, wire)| wire.is_ipv4 == peer.is_ipv4()).map(|(number, _)| *number)
     }
 
-    /// One of those that the operator has chosen, of the family of `any`.
+    /// One of those that the operator has chosen, of the family of `any`, or that which a port of the router leads to.
     pub(super) fn chosen_wire(&self, any: IpAddr) -> Option<u32> {
         let is_of_family = |number: &&u32| self.wires.get(number).is_some_and(|wire| wire.is_ipv4 == any.is_ipv4());
-        self.chosen.iter().find(is_of_family).copied()
+        let mapped = self.kept.iter().filter(|_| self.mapped.is_some());
+        self.chosen.iter().chain(mapped).find(is_of_family).copied()
+    }
+
+    /// Where the router lets strangers in to the chosen wire of IPv4.
+    pub(super) fn mapped(&self) -> Option<SocketAddr> {
+        self.mapped
+    }
+
+    pub(super) fn set_mapped(&mut self, external: Option<SocketAddr>) {
+        self.mapped = external;
+    }
+
+    /// This one is not to be closed before the end.
+    pub(super) fn keep(&mut self, number: u32) {
+        self.kept = Some(number);
     }
 
     /// The port of a socket.
@@ -179,7 +200,7 @@ impl Carrier {
 
     /// Closes one socket, unless it is to stay. Peers that were heard on it are answered by another.
     pub(super) fn remove(&mut self, number: u32, engine: &mut Engine) {
-        if self.chosen.contains(&number) {
+        if self.chosen.contains(&number) || self.kept == Some(number) {
             return;
         }
         if let Some(wire) = self.wires.remove(&number) {

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use super::carrier::Carrier;
+use super::mapping::Mapping;
 use super::peers::{self, PeerId};
 use super::settings::Role;
 use super::via::Via;
@@ -24,6 +25,7 @@ use crate::sys::network;
 pub(super) struct Meeting {
     pub(super) via: Via,
     pub(super) ways: Ways,
+    pub(super) mapping: Mapping,
     /// Where the kernel tells of other addresses and routes, and whether it has.
     network: Option<Network>,
     /// Of a visitor, for each of its services.
@@ -70,11 +72,11 @@ impl Meeting {
         }
         services.iter().for_each(|service| via.publish(*service));
         let side = if context.settings.role.is_provider() { Side::Provider } else { Side::Visitor };
-        let ways = Ways::new(side, &settings);
+        let (ways, mapping) = (Ways::new(side, &settings), Mapping::new(&settings));
         let network = Network::watch(context).inspect_err(|error| {
             tracing::warn!(%error, "changes of this host's addresses are not seen, and noticed late");
         });
-        Ok(Some(Self { via, ways, network: network.ok(), flows, services }))
+        Ok(Some(Self { via, ways, mapping, network: network.ok(), flows, services }))
     }
 
     pub(super) fn deadline(&self, context: &Context) -> Option<Instant> {
@@ -98,6 +100,10 @@ impl Meeting {
             tracing::info!("this host has other addresses or routes than before");
             self.via.note_moved(carrier, context);
             self.ways.note_network_changed(context);
+            self.mapping.note_network_changed();
+        }
+        if self.mapping.turn(&self.via, carrier, context) {
+            self.ways.note_mapped(context);
         }
         for wish in &mut self.flows {
             if wish.again_at.take_if(|at| *at <= context.now).is_some() {

@@ -13,6 +13,7 @@
 
 mod carrier;
 mod links;
+pub mod mapping;
 mod meeting;
 mod peers;
 mod provider;
@@ -116,6 +117,7 @@ const ARENAS: u32 = u32::MAX - 2;
 const LINKS: u32 = u32::MAX - 3;
 const NETWORK: u32 = u32::MAX - 4;
 const PUNCHING: u32 = u32::MAX - 5;
+const MAPPING: u32 = u32::MAX - 6;
 
 /// Roles in tokens. The slot of a game is its number, which tells its generation too.
 const STREAM: u8 = 0;
@@ -258,6 +260,9 @@ impl Udp {
             meeting.leave(&mut self.context);
         }
         self.transmit();
+        if let Some(meeting) = &mut self.meeting {
+            meeting.mapping.leave(&mut self.context);
+        }
         self.carrier.close(&mut self.context.engine);
         // A ring lets go of sockets in its own time: whoever starts after us must find the port free.
         let _ = self.context.engine.wait(Duration::ZERO, &mut self.events);
@@ -376,6 +381,11 @@ impl Udp {
             (NETWORK, _) => {
                 if let Some(meeting) = &mut self.meeting {
                     meeting.note_network(event, context);
+                }
+            }
+            (MAPPING, _) => {
+                if let Some(meeting) = &mut self.meeting {
+                    meeting.mapping.note_bell(event, context);
                 }
             }
             (ARENAS, End::Visitor(visitor)) if disarmed => visitor.watch_again(token, context),

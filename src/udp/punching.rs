@@ -65,7 +65,7 @@ impl Ground {
         let setup = Setup {
             observers: observers.into_iter().filter(has_socket).collect(),
             hosts: hosts.into_iter().filter_map(host).collect(),
-            mapped: None,
+            mapped: carrier.mapped().filter(|_| wires.contains_key(&Socket::Main4)),
             tcp_reflexive: via.tcp_reflexive(),
             was_blocked: via.is_udp_blocked(),
             rtt_us: via.rtt_us(context),

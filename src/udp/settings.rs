@@ -59,6 +59,8 @@ pub struct Kcptun {
 pub struct Via {
     pub host: Target,
     pub paths: Paths,
+    /// Ask the router for a port that leads here.
+    pub maps_ports: bool,
     /// The last of the secrets is for it alone; else it has the first.
     pub has_own_secret: bool,
 }

@@ -177,6 +177,18 @@ impl Ways {
         }
     }
 
+    /// Strangers reach us now, as they did not before.
+    pub(super) fn note_mapped(&mut self, context: &mut Context) {
+        let now = context.now_us();
+        for (id, peer) in &mut self.of {
+            match self.side {
+                Side::Visitor => peer.paths.chance_improved(now),
+                Side::Provider => punching::tell(*id, &Message::Again, context),
+            }
+            peer.due = context.now;
+        }
+    }
+
     /// Tells by which path a peer is reached, and why by no better one.
     pub(super) fn refine(&self, id: PeerId, status: &mut PeerStatus, carrier: &Carrier, context: &Context) {
         let Some(peer) = self.of.get(&id) else { return };
@@ -312,6 +324,9 @@ impl Peer {
         carrier: &mut Carrier,
         context: &mut Context,
     ) {
+        if message == Message::Again && side == Side::Visitor && self.allowance.take(context.now_us()) {
+            self.paths.chance_improved(context.now_us());
+        }
         let Message::Call { round, profile } = message else {
             if let Some(punching) = &mut self.punching {
                 punching.note_told(&message, context);

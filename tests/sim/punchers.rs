@@ -270,7 +270,7 @@ impl World {
                 let attempt = Attempt::answer(self.now, round, profile, one_way_us, setup, seed);
                 self.peers[peer].attempt = Some(attempt);
             }
-            Message::Answer { .. } | Message::Punched { .. } | Message::Declined { .. } => {
+            Message::Answer { .. } | Message::Punched { .. } | Message::Declined { .. } | Message::Again => {
                 if let Some(attempt) = &mut self.peers[peer].attempt {
                     attempt.on_told(self.now, &message);
                 }

@@ -204,6 +204,13 @@ impl Paths {
         }
     }
 
+    /// A round may find now what others before it did not.
+    pub fn chance_improved(&mut self, now: u64) {
+        if self.decides && self.mode != Mode::Relay && Kind::of(self.current) > Kind::Direct {
+            self.rounds.begin_anew(now);
+        }
+    }
+
     // What follows.
 
     /// What is to be done now. `None`: nothing, until [`Self::next_timeout`].

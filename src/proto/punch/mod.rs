@@ -9,6 +9,7 @@
 //!    begins when the answer arrives, the provider one way's delay after it was sent: both at the same instant.
 //! 3. A [`Round`] says who shoots from which socket at which address and when: `plan` chooses the method for the two classes,
 //!    `aims` and `schedule` what and when, `birthday` and `predictions` the ports that nobody could tell.
+//!    A provider to whom a port leads since the last round says [`Message::Again`], and is called once more.
 //! 4. The first answered probe ends it ([`Verdict`]), and the visitor says so ([`Message::Punched`]).
 //!
 //! Whoever knows the secret could name the addresses of others as its own. So `candidates` refuses what cannot be a peer, a
@@ -24,6 +25,7 @@ mod birthday;
 mod candidates;
 mod class;
 mod gather;
+mod lease;
 mod plan;
 mod predictions;
 mod round;
@@ -38,6 +40,7 @@ pub use attempt::{Action, Attempt};
 pub use candidates::{CANDIDATES_MAX, Candidate, Kind, Profile};
 pub use class::Class;
 pub use gather::{Gather, Question, Setup};
+pub use lease::Lease;
 pub use plan::{Method, Side};
 pub use round::{Round, SHOT_SPACING_US, SHOTS_MAX};
 pub use verdict::{Verdict, Why};

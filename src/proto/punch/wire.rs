@@ -5,6 +5,7 @@
 //! answer     2 | round u32 | profile: yes, and this is me
 //! punched    3 | round u32: a probe was answered, stop
 //! declined   4 | round u32: no, the relay is all that is wanted here
+//! again      5 | 0 u32: things are better here than in the last round, call again
 //!
 //! profile    class u8 | step u16 | count u8 (at most 24) | candidate ...
 //!            classes: 0 open, 1 same, 2 steps, 3 random, 4 blocked, 5 unclear; the step is 1 to 16 for steps, and else 0
@@ -29,6 +30,7 @@ pub enum Message {
     Answer { round: u32, profile: Profile },
     Punched { round: u32 },
     Declined { round: u32 },
+    Again,
 }
 
 /// Bytes that are no message.
@@ -39,6 +41,7 @@ const CALL: u8 = 1;
 const ANSWER: u8 = 2;
 const PUNCHED: u8 = 3;
 const DECLINED: u8 = 4;
+const AGAIN: u8 = 5;
 
 /// In the order of their numbers.
 const KINDS: [Kind; 4] = [Kind::Host, Kind::Mapped, Kind::Reflexive, Kind::TcpReflexive];
@@ -53,6 +56,7 @@ impl Message {
             ANSWER => Self::Answer { round, profile: parse_profile(rest)? },
             PUNCHED => Self::Punched { round },
             DECLINED => Self::Declined { round },
+            AGAIN if round == 0 => Self::Again,
             _ => return Err(Malformed),
         };
         if rest.is_empty() { Ok(message) } else { Err(Malformed) }
@@ -64,6 +68,7 @@ impl Message {
             Self::Answer { round, profile } => emit_with_profile(ANSWER, *round, profile, out),
             Self::Punched { round } => head(PUNCHED, *round, out),
             Self::Declined { round } => head(DECLINED, *round, out),
+            Self::Again => head(AGAIN, 0, out),
         }
     }
 }
@@ -153,11 +158,12 @@ mod tests {
         let candidate = (0..KINDS.len(), address).prop_map(|(kind, address)| Candidate { kind: KINDS[kind], address });
         let profile = (class, prop::collection::vec(candidate, 0..=CANDIDATES_MAX))
             .prop_map(|(class, candidates)| Profile { class, candidates });
-        (0..4, any::<u32>(), profile).prop_map(|(kind, round, profile)| match kind {
+        (0..5, any::<u32>(), profile).prop_map(|(kind, round, profile)| match kind {
             0 => Message::Call { round, profile },
             1 => Message::Answer { round, profile },
             2 => Message::Punched { round },
-            _ => Message::Declined { round },
+            3 => Message::Declined { round },
+            _ => Message::Again,
         })
     }
 
