@@ -57,7 +57,7 @@ fn the_verdict_is_told_in_words_a_line_each() {
     let names: Vec<_> = said.lines().map(|line| line.get(..12).unwrap_or(line).trim()).collect();
     assert_eq!(
         names,
-        ["rendezvous", "UDP", "TCP", "seen as", "mapping", "hairpin", "IPv6", "verdict", "to do"],
+        ["rendezvous", "UDP", "TCP", "seen as", "mapping", "router port", "hairpin", "IPv6", "verdict", "to do"],
         "{output:?}"
     );
     assert!(said.contains("\nverdict     direct paths will work with almost everybody\n"), "{said}");

@@ -110,6 +110,21 @@ fn a_visitors_router_that_lends_a_port_is_as_good_as_a_providers() {
 }
 
 #[test]
+fn netcheck_tells_what_the_router_lends_and_gives_it_back() {
+    for (lends, word) in [(Some(Lends::Pcp), "granted"), (None, "none")] {
+        let Some(net) = Net::new([Router::Usual, lends.map_or(Router::Random, Router::Lends)]) else { return };
+        let rendezvous = net.start("r", &["run", "--rendezvous", "0.0.0.0:4000"]);
+        let secret = rendezvous.directory.path().join("secret");
+        let mut netcheck = program_under(&["ip", "netns", "exec", &net.namespace("b")]);
+        let found = netcheck.args(["netcheck", "--via", RENDEZVOUS, "--json", "--secret-file"]).arg(secret).output();
+        let found: serde_json::Value = serde_json::from_slice(&found.expect("it ends").stdout).expect("it is JSON");
+        assert_eq!((&found["mapping"], &found["port_mapping"]["pcp"]), (&"random".into(), &word.into()), "{found}");
+        assert_eq!(found["advice"] == "", lends.is_some(), "{found}");
+        assert!(!net.has_lent("rb"));
+    }
+}
+
+#[test]
 fn without_port_mapping_the_router_is_asked_for_nothing() {
     let routers = [Router::Lends(Lends::Pcp), Router::Random];
     let Some(world) = World::new(routers, &["--no-port-mapping"]) else { return };
@@ -186,9 +201,7 @@ impl World {
     fn with(routers: [Router; 2], provide: &[&str], visit: &[&str], prepare: impl FnOnce(&Net)) -> Option<Self> {
         let net = Net::new(routers)?;
         prepare(&net);
-        let start = |node: &str, flags: &[&str]| {
-            Daemon::start(program_under(&["ip", "netns", "exec", &net.namespace(node)]), flags)
-        };
+        let start = |node: &str, flags: &[&str]| net.start(node, flags);
         let rendezvous = start("r", &["run", "--rendezvous", "0.0.0.0:4000"]);
         let service = net.inside("b", echo_backend).to_string();
         let flags = ["provide", "game", "--tcp", &service, "--via", RENDEZVOUS];
@@ -349,6 +362,10 @@ impl Net {
         let namespace = self.namespace(node);
         let all = [&["netns", "exec", &namespace, program], args].concat();
         assert!(succeeds("ip", &all), "{all:?}");
+    }
+
+    fn start(&self, node: &str, flags: &[&str]) -> Daemon {
+        Daemon::start(program_under(&["ip", "netns", "exec", &self.namespace(node)]), flags)
     }
 
     /// Does something with sockets there.

@@ -1,5 +1,6 @@
 //! `gateway netcheck`: what this network is like for tunnels between homes, as a rendezvous sees it. Needs no daemon here.
 
+mod lending;
 mod link;
 mod survey;
 mod surveyor;
@@ -17,7 +18,7 @@ use crate::names::{Names, alternate};
 use crate::proto::punch::{Class, Kind};
 use crate::proto::target::Target;
 use crate::proto::tunnel::Key;
-use survey::{Delays, Survey, Unmet};
+use survey::{Delays, Survey, Unmet, Wish};
 use verdict::{class_word, delays, hairpin, ipv6, mapping, spread_ms, verdict};
 
 #[derive(clap::Args)]
@@ -33,6 +34,10 @@ pub(super) struct Netcheck {
     #[arg(long, value_name = "PORT", env = "GATEWAY_UDP_PORT")]
     udp_port: Option<u16>,
 
+    /// Do not ask the router for a port (PCP, NAT-PMP, UPnP)
+    #[arg(long, env = "GATEWAY_NO_PORT_MAPPING", num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = clap::builder::BoolishValueParser::new())]
+    no_port_mapping: Option<bool>,
+
     /// Print JSON, for programs
     #[arg(long)]
     json: bool,
@@ -47,7 +52,8 @@ impl Netcheck {
         let secrets = keys.into_secrets();
         let key = Arc::new(Key::from_secret(secrets[0].bytes()));
         let addresses = addresses(&self.via)?;
-        let survey = Survey::take(&addresses, self.udp_port.unwrap_or(0), &key).map_err(|unmet| self.failure(unmet))?;
+        let wish = Wish { port: self.udp_port.unwrap_or(0), asks_router: !self.no_port_mapping.unwrap_or(false) };
+        let survey = Survey::take(&addresses, wish, &key).map_err(|unmet| self.failure(unmet))?;
         if self.json { super::print(as_json(&survey)) } else { print(&survey) }
     }
 
@@ -98,7 +104,7 @@ fn addresses(host: &Target) -> Result<Vec<SocketAddr>, Failure> {
 }
 
 fn print(survey: &Survey) -> Result<(), Failure> {
-    let verdict = verdict(survey.class, has_ipv6(survey));
+    let verdict = verdict(survey.class, has_ipv6(survey), &survey.lending);
     let advice = if verdict.advice.is_empty() { "nothing" } else { verdict.advice };
     let rows = [
         ("rendezvous", survey.rendezvous.to_string()),
@@ -106,6 +112,7 @@ fn print(survey: &Survey) -> Result<(), Failure> {
         ("TCP", delays(survey.tcp.as_ref(), survey.tcp_fault)),
         ("seen as", seen_as(survey)),
         ("mapping", mapping(survey)),
+        ("router port", survey.lending.words()),
         ("hairpin", hairpin(survey).to_owned()),
         ("IPv6", ipv6(survey)),
         ("verdict", verdict.direct.to_owned()),
@@ -126,7 +133,7 @@ fn has_ipv6(survey: &Survey) -> bool {
 }
 
 fn as_json(survey: &Survey) -> Value {
-    let verdict = verdict(survey.class, has_ipv6(survey));
+    let verdict = verdict(survey.class, has_ipv6(survey), &survey.lending);
     let step = if let Some(Class::Steps(step)) = survey.class { Some(step) } else { None };
     json!({
         "rendezvous": survey.rendezvous,
@@ -136,6 +143,7 @@ fn as_json(survey: &Survey) -> Value {
         "step": step,
         "keeps_ports": survey.profile.keeps_ports(),
         "filtering": "unknown",
+        "port_mapping": survey.lending.as_json(),
         "hairpin": survey.hairpin,
         "ipv6": { "address": survey.ipv6, "works": has_ipv6(survey) },
         "verdict": verdict.direct,

@@ -1,7 +1,8 @@
-//! Looks at the network from here, with the help of a rendezvous and of nobody else:
+//! Looks at the network from here, with the help of a rendezvous and of the router:
 //!
 //! 1. A tunnel over UDP and one over TCP: which of the two gets through.
 //! 2. Fresh sockets ask how they look from outside, as before a round of punching; meanwhile probes in both tunnels are timed.
+//!    The router is asked whether it leads a port here.
 //! 3. Two sockets send to the addresses that they have outside: does the router lead that back?
 //!
 //! Deliberately absent: what a router lets in from those who were never asked. The rendezvous answers from where it was asked
@@ -11,6 +12,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use super::lending::{Asking, Lending};
 use super::link::Link;
 use super::surveyor::{PROBE_PAUSE_US, PROBES, Place, Surveyor, TCP, UDP};
 use crate::proto::punch::{Class, Gather, Kind, Profile, Setup};
@@ -45,12 +47,22 @@ pub(super) struct Survey {
     /// Of IPv4. `None`: the rendezvous has no such address, or there is no way there.
     pub class: Option<Class>,
     pub profile: Profile,
+    /// Whether the router leads a port here.
+    pub lending: Lending,
     /// Whether a host behind the router reaches its neighbour by the public address. `None`: that was not to be found out.
     pub hairpin: Option<bool>,
     /// An address of this host that the whole Internet can have a way to.
     pub ipv6: Option<Ipv6Addr>,
     /// That of the rendezvous.
     pub rendezvous_has_ipv6: bool,
+}
+
+/// What the user wants.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wish {
+    /// The local port to ask about over IPv4, or 0.
+    pub port: u16,
+    pub asks_router: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -78,8 +90,8 @@ impl From<io::Error> for Unmet {
 }
 
 impl Survey {
-    /// `addresses`: those of the rendezvous. `port`: the local one to ask about over IPv4, or 0.
-    pub(super) fn take(addresses: &[SocketAddr], port: u16, key: &Arc<Key>) -> Result<Self, Unmet> {
+    /// `addresses`: those of the rendezvous.
+    pub(super) fn take(addresses: &[SocketAddr], wish: Wish, key: &Arc<Key>) -> Result<Self, Unmet> {
         let of_family = |is_v4| addresses.iter().copied().find(|address| address.is_ipv4() == is_v4);
         let [v4, v6] = [of_family(true), of_family(false)];
         let mut unmet = Unmet::Unreachable(None);
@@ -87,7 +99,7 @@ impl Survey {
         for (at, families) in [(v4, [v4, v6]), (v6, [None, v6])] {
             let Some(at) = at else { continue };
             match Surveyor::new(at, key).and_then(Surveyor::meet) {
-                Ok(surveyor) => return Ok(surveyor.survey(families, port)?),
+                Ok(surveyor) => return Ok(surveyor.survey(families, wish)?),
                 Err(why) => unmet = why,
             }
         }
@@ -109,12 +121,13 @@ impl Surveyor {
         }
     }
 
-    fn survey(mut self, families: [Option<SocketAddr>; 2], port: u16) -> io::Result<Survey> {
+    fn survey(mut self, families: [Option<SocketAddr>; 2], wish: Wish) -> io::Result<Survey> {
         let ipv6 = network::addresses()?.into_iter().find_map(|ip| match ip {
             IpAddr::V6(ip) if ip.segments()[0] & 0xe000 == 0x2000 => Some(ip), // 2000::/3: not those of one site
             _ => None,
         });
-        self.gather(families, port)?;
+        self.gather(families, wish.port)?;
+        let asking = wish.asks_router.then(|| self.ask_router());
         self.probe_at = Some(self.now());
         let patience = u64::from(PROBES) * PROBE_PAUSE_US + PROBE_PATIENCE_US;
         self.run(patience, |of| of.has_sampled() && of.gathers.iter().all(|(_, gather)| gather.is_over(of.now())))?;
@@ -125,7 +138,32 @@ impl Surveyor {
         let [udp, tcp] = [UDP, TCP].map(|of| self.up_since[of].map(|_| self.delays[of].clone()));
         let (rendezvous, seen_by_tcp, rendezvous_has_ipv6) = (self.at, self.seen_by_tcp, families[1].is_some());
         let tcp_fault = self.link.fault;
-        Ok(Survey { rendezvous, udp, tcp, tcp_fault, seen_by_tcp, class, profile, hairpin, ipv6, rendezvous_has_ipv6 })
+        let lending = match asking {
+            None => Lending::NotAsked("not asked for: it is not wanted"),
+            Some(None) => {
+                Lending::NotAsked("not asked for: the rendezvous is on this host, or was not reached over IPv4")
+            }
+            Some(Some(asking)) => asking.outcome(&profile),
+        };
+        Ok(Survey {
+            rendezvous,
+            udp,
+            tcp,
+            tcp_fault,
+            seen_by_tcp,
+            class,
+            profile,
+            lending,
+            hairpin,
+            ipv6,
+            rendezvous_has_ipv6,
+        })
+    }
+
+    /// The router is of interest where it stands between here and the rendezvous.
+    fn ask_router(&self) -> Option<Asking> {
+        let is_between = self.sockets.contains_key(&Place::Main4) && !self.at.ip().is_loopback();
+        is_between.then(Asking::begin)
     }
 
     /// Has Main4 and Main6 ask both ports, and their neighbour one.

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 
+use super::lending::Lending;
 use super::survey::{Delays, Survey};
 use crate::proto::punch::{Class, Kind};
 
@@ -13,7 +14,11 @@ pub(super) struct Verdict {
     pub advice: &'static str,
 }
 
-pub(super) fn verdict(class: Option<Class>, has_ipv6: bool) -> Verdict {
+pub(super) fn verdict(class: Option<Class>, has_ipv6: bool, lending: &Lending) -> Verdict {
+    if lending.is_of_use() && matches!(class, Some(Class::Steps(_) | Class::Random | Class::Unclear)) {
+        let direct = "direct paths will work with almost everybody: the router leads a port to this host when a daemon asks for it";
+        return Verdict { direct: direct.to_owned(), advice: "" };
+    }
     let direct = match class {
         Some(Class::Open | Class::Same) => "direct paths will work with almost everybody",
         Some(Class::Steps(_)) => {
@@ -30,6 +35,10 @@ pub(super) fn verdict(class: Option<Class>, has_ipv6: bool) -> Verdict {
     };
     let advice = match class {
         Some(Class::Open | Class::Same) => "",
+        Some(Class::Steps(_) | Class::Random) if lending.is_missing() => {
+            "let the router open ports for hosts that ask it (UPnP, NAT-PMP or PCP, in its settings), or forward a UDP port of it to \
+             this host and see what --udp-port with its number changes here; IPv6 helps with friends who have it, too"
+        }
         Some(Class::Steps(_) | Class::Random) if has_ipv6 => {
             "nothing for friends who have IPv6, too; for others, forward a UDP port of the router to this host, and see what \
              --udp-port with its number changes here"
@@ -132,7 +141,7 @@ mod tests {
         let steps = Class::Steps(1);
         for class in [Class::Open, Class::Same, steps, Class::Random, Class::Blocked, Class::Unclear].map(Some) {
             for has_ipv6 in [false, true] {
-                let verdict = verdict(class, has_ipv6);
+                let verdict = verdict(class, has_ipv6, &Lending::NotAsked("by this test"));
                 assert_eq!(verdict.advice.is_empty(), verdict.direct.ends_with("almost everybody"), "{verdict:?}");
             }
         }
