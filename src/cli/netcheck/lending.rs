@@ -33,7 +33,8 @@ impl Asking {
     pub fn begin() -> Self {
         let (tell, told) = mpsc::sync_channel(1);
         let ask = move || {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| Ok((socket.local_addr()?, socket)));
+            let socket =
+                UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| Ok((socket.local_addr()?, socket)));
             let mut router = socket.as_ref().ok().and_then(|(local, _)| Router::of_this_host(local.port()));
             let outcomes = router.as_mut().map(Router::ask);
             router.iter_mut().for_each(Router::release);

@@ -1,7 +1,8 @@
 //! The default gateway, asked to lead one of its UDP ports to this host: by PCP, else by NAT-PMP, else by UPnP. Blocks.
 //!
 //! Nobody else is talked to, but for the search of UPnP, which its neighbours hear. All has a bound: a silent router costs 2.5 s for
-//! PCP and NAT-PMP together, 1.5 s for the search, and at most 3 s for each of up to a few dozen questions of UPnP.
+//! PCP and NAT-PMP together and 1.5 s for the search; one that is slow on purpose 3 s for each of at most 37 questions of UPnP, which
+//! holds up nobody but this. PCP and NAT-PMP are a library's, on sockets that hear the gateway alone; UPnP is [`crate::proto::upnp`].
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
