@@ -405,6 +405,24 @@ fn a_change_of_the_network_has_everything_tried_at_once() {
 }
 
 #[test]
+fn a_better_chance_is_taken_at_once_on_the_relay_and_left_on_a_direct_way() {
+    let mut world = World::new();
+    world.run(MS);
+    world.paths.round_over(world.now);
+    world.rounds.clear();
+    let improved_at = world.now;
+    world.paths.chance_improved(improved_at);
+    world.run(MS);
+    assert_eq!(world.rounds, [improved_at]);
+    for mut calm in [World::direct(), World::with(Mode::Relay, true), World::with(Mode::Auto, false)] {
+        calm.rounds.clear();
+        calm.paths.chance_improved(calm.now);
+        calm.run(SECOND);
+        assert!(calm.rounds.is_empty());
+    }
+}
+
+#[test]
 fn strangers_do_not_drive_out_the_ways_that_work() {
     let mut world = World::direct();
     for host in 0..200u8 {
