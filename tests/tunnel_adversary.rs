@@ -136,6 +136,23 @@ fn an_offer_that_was_answered_is_answered_again_only_as_it_was() {
 }
 
 #[test]
+fn an_offer_that_another_host_has_recorded_is_not_answered_while_it_waits_for_its_first_packet() {
+    let mut wire = Wire::new(1);
+    wire.sides[0].connect(0, address(2));
+    let offer = wire.sent(0).remove(0);
+    wire.give(1, &offer);
+    let answer = wire.sent(1);
+    assert_eq!(answer.len(), 1);
+    for host in 3..200 {
+        wire.sides[1].handle_datagram(wire.now, address(host), &mut offer.clone());
+        assert_eq!(wire.sent(1), [] as [Vec<u8>; 0], "host {host}");
+    }
+    let other_port = SocketAddr::new(address(1).ip(), 9);
+    wire.sides[1].handle_datagram(wire.now, other_port, &mut offer.clone());
+    assert_eq!(wire.sent(1), answer, "its own host asks again, and has another port by now");
+}
+
+#[test]
 fn noise_is_ignored() {
     let mut wire = Wire::established(1);
     let ids: Vec<Vec<u8>> = wire.seen.iter().map(|(_, packet)| packet[..6].to_vec()).collect();

@@ -2,11 +2,12 @@
 //! others have said gets answers, a few, and nothing else.
 //!
 //! An offer under a wrong key or for an unknown service is passed over in silence; `tries` bounds what that costs. Each that is
-//! not costs a Diffie-Hellman, so there is a limit to their rate, which those others cannot use up. The same offer again, since the answer was lost, gets the same answer; but not once its tunnel
-//! has begun or it was forgotten.
+//! not costs a Diffie-Hellman, so there is a limit to their rate, which those others cannot use up. The same offer again, since the
+//! answer was lost, gets the same answer; but not at another host, which can only have recorded it, and not once its tunnel has
+//! begun or it was forgotten.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::handshake::{self, ANSWER_BYTES, OFFER_BYTES, Responder};
@@ -52,6 +53,8 @@ pub struct Pending {
     /// The whole datagram: of a repeat nothing else has been authenticated.
     offer: [u8; OFFER_BYTES],
     answer: [u8; ANSWER_BYTES],
+    /// Whose it is. The port may change: a NAT may have forgotten it.
+    host: IpAddr,
     until: u64,
 }
 
@@ -112,7 +115,7 @@ impl Greeter {
     ) -> Greeting {
         let Ok(datagram) = <[u8; OFFER_BYTES]>::try_from(datagram) else { return Greeting::Silence };
         if let Some(pending) = self.pending.iter().find(|pending| pending.offer == datagram) {
-            return Greeting::Again(pending.answer);
+            return if pending.host == from.ip() { Greeting::Again(pending.answer) } else { Greeting::Silence };
         }
         let tries = self.tries.of(from);
         if self.known.contains(&fingerprint(&datagram)) || !self.allowance.is_left(now) || !tries.is_left(now) {
@@ -127,7 +130,7 @@ impl Greeter {
         let (key, name, service) = (served.key.clone(), served.name, served.service);
         let until = now + PENDING_US;
         self.allowance.take();
-        self.remember(Pending { session, key, name, service, offer: datagram, answer, until });
+        self.remember(Pending { session, key, name, service, offer: datagram, answer, host: from.ip(), until });
         Greeting::New(answer)
     }
 
