@@ -72,6 +72,21 @@ fn questions_that_nobody_understands_are_refused_and_the_next_one_is_answered() 
 }
 
 #[test]
+fn a_strangers_page_in_a_browser_on_this_host_learns_nothing_by_letting_its_name_lead_here() {
+    let port = free_port();
+    let _gateway = Gateway::with(&["--admin", &format!("127.0.0.1:{port}")]);
+    let asked_by = |host: &str| {
+        let question = format!("GET /status HTTP/1.1\r\nHost: {host}:{port}\r\nBehind:");
+        ask(&mut TcpStream::connect(("127.0.0.1", port)).expect("it listens"), &question)
+    };
+    let answer = asked_by("page.example");
+    assert!(answer.starts_with("HTTP/1.1 421") && !answer.contains("pid"), "{answer}");
+    for ours in ["127.0.0.1", "localhost", "[::1]"] {
+        assert!(asked_by(ours).starts_with("HTTP/1.1 200"), "{ours}");
+    }
+}
+
+#[test]
 fn a_socket_that_a_killed_daemon_left_behind_is_taken_over_and_that_of_a_live_one_is_not() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let socket = directory.path().join("page.sock");

@@ -1,5 +1,6 @@
 //! The page of figures: `GET /status` answers how things are at every worker, in JSON. It shows players' and peers' addresses
-//! to whoever can reach it, and changes nothing.
+//! to whoever can reach it, and changes nothing. Where only this host can, a page of somebody else's in a browser here cannot:
+//! its questions name its own domain.
 //!
 //! A question travels `connection -> keeper -> worker` and back. A worker that does not answer is shown as silent.
 
@@ -19,7 +20,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::limits;
-use crate::proto::http::{self, Question, Status};
+use crate::proto::http::{self, Get, Question, Status};
 use crate::worker;
 
 /// Where figures are asked for.
@@ -92,6 +93,14 @@ impl Page {
         Ok(Self { listener: Listener::Unix(listener), path: Some(path) })
     }
 
+    /// Browsers on this host reach it, and nobody else.
+    fn is_local(&self) -> bool {
+        match &self.listener {
+            Listener::Tcp(listener) => listener.local_addr().is_ok_and(|at| at.ip().is_loopback()),
+            Listener::Unix(_) => false,
+        }
+    }
+
     /// Answers for ever.
     pub(super) async fn serve(self, workers: Vec<mpsc::Sender<Asker>>) {
         let (workers, places) = (Arc::new(workers), Arc::new(Semaphore::new(limits::ADMIN_CONNECTIONS_MAX)));
@@ -101,9 +110,9 @@ impl Page {
                 tokio::time::sleep(limits::ACCEPT_PAUSE).await; // descriptors or memory have run out
                 continue;
             };
-            let workers = workers.clone();
+            let (workers, is_local) = (workers.clone(), self.is_local());
             tokio::spawn(async move {
-                let _ = timeout(limits::ADMIN_TIMEOUT, answer(stream, &workers)).await; // who is slower has gone
+                let _ = timeout(limits::ADMIN_TIMEOUT, answer(stream, is_local, &workers)).await; // who is slower has gone
                 drop(place);
             });
         }
@@ -138,7 +147,7 @@ fn is_left_behind(path: &Path) -> bool {
     is_socket && refused.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
-async fn answer(mut stream: Box<dyn Stream>, workers: &[mpsc::Sender<Asker>]) -> io::Result<()> {
+async fn answer(mut stream: Box<dyn Stream>, is_local: bool, workers: &[mpsc::Sender<Asker>]) -> io::Result<()> {
     let mut head = Vec::with_capacity(http::HEAD_BYTES_MAX);
     let answer = loop {
         match Question::parse(&head) {
@@ -147,7 +156,10 @@ async fn answer(mut stream: Box<dyn Stream>, workers: &[mpsc::Sender<Asker>]) ->
                     return Ok(()); // it has changed its mind
                 }
             }
-            Question::Get("/status") => break Status::Ok.answer(Some(&status(workers).await.to_string())),
+            Question::Get(Get { by_domain: true, .. }) if is_local => break Status::Misdirected.answer(None),
+            Question::Get(Get { path: "/status", .. }) => {
+                break Status::Ok.answer(Some(&status(workers).await.to_string()));
+            }
             Question::Get(_) => break Status::NotFound.answer(None),
             Question::Refused(status) => break status.answer(None),
         }
