@@ -10,14 +10,16 @@
 //! Deliberately absent: who is at the other end. Whoever takes the packets decides which links are worth keeping.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use crate::engine::{Engine, Readiness, Token};
 use crate::limits;
 use crate::proto::rendezvous::data::{DataId, HELLO_BYTES, HELLO_HEAD};
+use crate::proto::tunnel::LINK_BITS;
 use crate::sys::socket;
 
 /// Longest packet of a frame, in bytes: no tunnel makes longer ones.
@@ -35,13 +37,18 @@ const READS_PER_TURN: usize = 4;
 /// Bytes that wait for room in the socket, which has a buffer of its own: a batch always finds a place behind an empty one.
 const KEPT_BYTES_MAX: usize = 128 << 10;
 
-/// Links have numbers that fit into the generation of a token.
-const NUMBER_MASK: u32 = (1 << 24) - 1;
+/// Links have numbers that fit into the generation of a token: below [`LINK_BITS`] they are counted, above stands what their host is
+/// known by. There are far fewer links than can be counted.
+const HOST_MASK: u32 = (1 << (24 - LINK_BITS)) - 1;
+const COUNT_MASK: u32 = (1 << LINK_BITS) - 1;
+const _: () = assert!(limits::RENDEZVOUS_PEERS_MAX < 1 << LINK_BITS && limits::LINKS_MAX < 1 << LINK_BITS);
 
 #[derive(Debug)]
 pub(super) struct Links {
     of: HashMap<u32, Link>,
-    last_number: u32,
+    last_count: u32,
+    /// Tells hosts apart, in a way that nobody can know.
+    hosts: RandomState,
     /// Those from which something may have arrived.
     readable: VecDeque<u32>,
     arrived: Box<[u8]>,
@@ -105,7 +112,8 @@ impl Links {
     pub(super) fn new(links_max: usize) -> Self {
         Self {
             of: HashMap::new(),
-            last_number: 0,
+            last_count: 0,
+            hosts: RandomState::new(),
             readable: VecDeque::new(),
             arrived: vec![0; PACKET_BYTES_MAX + HEAD_BYTES + READ_BYTES].into(),
             leaving: Vec::new(),
@@ -128,12 +136,13 @@ impl Links {
             Some(from) => socket::connect_from(from, to),
             None => socket::connect(to),
         }?;
-        self.add(socket, State::Connecting, engine)
+        self.add(socket, to, State::Connecting, engine)
     }
 
     /// Takes a connection of somebody who has a while to prove that he is a peer.
     pub(super) fn accept(&mut self, socket: OwnedFd, now: Instant, engine: &mut Engine) -> io::Result<u32> {
-        let number = self.add(socket, State::Open, engine)?;
+        let from = socket::peer_address(socket.as_fd())?;
+        let number = self.add(socket, from, State::Open, engine)?;
         self.unproven.push_back((now + limits::HANDSHAKE_TIMEOUT, number));
         if self.unproven.len() > limits::STRANGERS_MAX {
             self.drop_stranger();
@@ -141,13 +150,13 @@ impl Links {
         Ok(number)
     }
 
-    fn add(&mut self, socket: OwnedFd, state: State, engine: &mut Engine) -> io::Result<u32> {
+    fn add(&mut self, socket: OwnedFd, peer: SocketAddr, state: State, engine: &mut Engine) -> io::Result<u32> {
         if self.of.len() >= self.links_max {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
         socket::prepare(socket.as_fd())?;
         socket::keep_alive(socket.as_fd(), crate::tcp::LIVENESS)?;
-        let number = self.new_number();
+        let number = self.new_number(peer.ip());
         let token = Token::new(super::LINKS, number, 0);
         engine.watch(socket.as_fd(), token)?;
         let is_proven = state == State::Connecting; // whom we ask need not prove anything to be heard
@@ -158,11 +167,17 @@ impl Links {
         Ok(number)
     }
 
-    fn new_number(&mut self) -> u32 {
+    fn new_number(&mut self, host: IpAddr) -> u32 {
+        let host = match host.to_canonical() {
+            IpAddr::V4(ip) => u64::from(ip.to_bits()),
+            IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64, // who has one address has all of them
+        };
+        let host = self.hosts.hash_one(host) as u32 & HOST_MASK;
         loop {
-            self.last_number = (self.last_number + 1) & NUMBER_MASK;
-            if !self.of.contains_key(&self.last_number) {
-                return self.last_number;
+            self.last_count = (self.last_count + 1) & COUNT_MASK;
+            let number = host << LINK_BITS | self.last_count;
+            if !self.of.contains_key(&number) {
+                return number;
             }
         }
     }
@@ -485,6 +500,19 @@ mod tests {
         assert!(pair.links.deadline().is_some());
         pair.links.expire(clock::now() + limits::HANDSHAKE_TIMEOUT);
         assert!(pair.run_until_down(pair.theirs).is_some());
+    }
+
+    #[test]
+    fn links_with_one_host_have_numbers_that_say_so_and_others_seldom_do() {
+        let mut links = Links::new(1);
+        let mut host = |ip: &str| links.new_number(ip.parse().expect("an address")) >> LINK_BITS;
+        assert_eq!(host("192.0.2.1"), host("192.0.2.1"));
+        assert_eq!(host("192.0.2.1"), host("::ffff:192.0.2.1"));
+        assert_eq!(host("2001:db8::1"), host("2001:db8::2"));
+        let one = host("192.0.2.1");
+        let alike = (2..255).filter(|other| host(&format!("192.0.2.{other}")) == one).count();
+        assert!(alike < 20, "{alike} of 253");
+        assert_ne!(links.new_number([1; 4].into()), links.new_number([1; 4].into()));
     }
 
     #[test]

@@ -71,7 +71,7 @@ pub use moves::Leaving;
 pub use peer::Tunnel;
 pub use settings::{Repeats, Service, Settings};
 pub use stream::StreamId;
-pub use way::{Way, is_virtual};
+pub use way::{LINK_BITS, Way, is_virtual};
 pub use wire::ServiceName;
 
 /// One tunnel of an endpoint. Never given twice.

@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use zeroize::Zeroizing;
 
 use super::keys::expand;
-use super::way::is_virtual;
+use super::way::{LINK_BITS, Way, is_virtual};
 
 /// Limits that all addresses share. With [`PER_SECOND`] 5,120 failures a second, 5 % of a processor.
 const CELLS: usize = 256;
@@ -47,11 +47,14 @@ impl Tries {
     }
 }
 
-/// What one party is likely to have only one of: an address of IPv4, a /64 of IPv6, a connection.
+/// What one party is likely to have only one of: an address of IPv4, a /64 of IPv6, a flow. Connections count by their hosts.
 fn network(address: SocketAddr) -> u64 {
     match address.ip().to_canonical() {
         IpAddr::V4(address) => address.to_bits().into(),
-        IpAddr::V6(ip) if is_virtual(address) => ip.to_bits() as u64,
+        IpAddr::V6(ip) if is_virtual(address) => match Way::of(address) {
+            Way::Link(_) => (ip.to_bits() >> LINK_BITS) as u64,
+            Way::Flow { .. } | Way::Udp(_) => ip.to_bits() as u64,
+        },
         IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64,
     }
 }
@@ -114,10 +117,14 @@ mod tests {
         let mut tries = Tries::new(&[1; 32]);
         let mut cell = |address: String| {
             let address: IpAddr = address.parse().expect("an address");
-            std::ptr::from_ref(tries.of(SocketAddr::new(address, 1))).addr()
+            std::ptr::from_ref(tries.of(SocketAddr::new(address, 0))).addr()
         };
         assert_eq!(cell("192.0.2.1".into()), cell("::ffff:192.0.2.1".into()));
         assert_eq!(cell("2001:db8::1".into()), cell("2001:db8::ffff:1:2:3".into()));
+        let link = |number: u32| SocketAddr::from(Way::Link(number)).ip().to_string();
+        assert!((0..1 << LINK_BITS).all(|number| cell(link(7 << LINK_BITS | number)) == cell(link(7 << LINK_BITS))));
+        let hosts = (0..256).filter(|host| cell(link(host << LINK_BITS)) == cell(link(7 << LINK_BITS))).count();
+        assert!(hosts < 6, "{hosts} of 256");
         let one = cell("192.0.2.1".into());
         let alike = (2..255).filter(|host| cell(format!("192.0.2.{host}")) == one).count();
         assert!(alike < 6, "{alike} of 253");

@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Way {
     Udp(SocketAddr),
-    /// A TCP connection of ours.
+    /// A TCP connection of ours. Those with one host have the same upper bits, above [`LINK_BITS`].
     Link(u32),
     /// Through a rendezvous, as one of the flows of the tunnel to it.
     Flow {
@@ -24,6 +24,9 @@ pub enum Way {
 
 /// 100::/64.
 const PREFIX: [u16; 4] = [0x0100, 0, 0, 0];
+
+/// By so many bits links with one host are told apart, so that what one host may do does not become more with each connection.
+pub const LINK_BITS: u32 = 16;
 
 const LINK: u16 = 1;
 const FLOW: u16 = 2;
