@@ -14,7 +14,9 @@ use super::peers::PeerId;
 use super::via::Via;
 use crate::engine::Token;
 use crate::limits;
-use crate::proto::punch::{self, Action, Attempt, Message, Profile, Question, Setup, Shot, ShotKind, Socket, Verdict};
+use crate::proto::punch::{
+    self, Action, Attempt, Hosts, Message, Profile, Question, Setup, Shot, ShotKind, Socket, Verdict,
+};
 use crate::proto::tunnel::Way;
 use crate::sys::{network, socket, udp};
 
@@ -194,8 +196,13 @@ impl Punching {
         self.attempt.on_observed(context.now_us(), token, address);
     }
 
-    pub(super) fn note_told(&mut self, message: &Message, context: &Context) {
-        self.attempt.on_told(context.now_us(), message);
+    pub(super) fn note_told(&mut self, mut message: Message, hosts: &mut Hosts, context: &Context) {
+        if self.attempt.waits_for(&message)
+            && let Message::Answer { profile, .. } = &mut message
+        {
+            *profile = hosts.ration(context.now_us(), profile);
+        }
+        self.attempt.on_told(context.now_us(), &message);
     }
 
     pub(super) fn note_probed(&mut self, from: SocketAddr, carrier: &Carrier, context: &Context) {

@@ -19,7 +19,7 @@ use super::status::PeerStatus;
 use super::via::Via;
 use crate::limits;
 use crate::proto::path::{self, Kind, Mode, Output, Paths};
-use crate::proto::punch::{Allowance, Message, Side, Verdict, Why};
+use crate::proto::punch::{Allowance, Hosts, Message, Side, Verdict, Why};
 use crate::proto::tunnel::Way;
 
 #[derive(Debug)]
@@ -27,6 +27,8 @@ pub(super) struct Ways {
     side: Side,
     mode: Mode,
     of: HashMap<PeerId, Peer>,
+    /// Where peers may have us probe.
+    hosts: Hosts,
 }
 
 #[derive(Debug)]
@@ -51,7 +53,7 @@ impl Ways {
             settings::Paths::Direct => Mode::Direct,
             settings::Paths::Relay => Mode::Relay,
         };
-        Self { side, mode, of: HashMap::new() }
+        Self { side, mode, of: HashMap::new(), hosts: Hosts::default() }
     }
 
     /// When there is something to do, if nothing else happens before.
@@ -106,7 +108,7 @@ impl Ways {
             Event::Told => {
                 while let Some(told) = context.peers.tunnel(id).and_then(|tunnel| tunnel.read_told()) {
                     if let Ok(message) = Message::parse(&told) {
-                        peer.hear(id, self.side, message, rounds, via, carrier, context);
+                        peer.hear(id, self.side, message, (rounds, &mut self.hosts), via, carrier, context);
                     }
                 }
             }
@@ -319,7 +321,7 @@ impl Peer {
         id: PeerId,
         side: Side,
         message: Message,
-        rounds: usize,
+        (rounds, hosts): (usize, &mut Hosts),
         via: &Via,
         carrier: &mut Carrier,
         context: &mut Context,
@@ -329,7 +331,7 @@ impl Peer {
         }
         let Message::Call { round, profile } = message else {
             if let Some(punching) = &mut self.punching {
-                punching.note_told(&message, context);
+                punching.note_told(message, hosts, context);
             }
             return;
         };
@@ -348,6 +350,7 @@ impl Peer {
         let measured = measured.into_iter().chain(self.paths.status(now).rtt_us).min();
         let rtt_us = measured.or_else(|| Some(2 * via.rtt_us(context)?)).unwrap_or(0);
         let ground = Ground::new(via, carrier, context);
+        let profile = hosts.ration(now, &profile);
         self.punching = Some(ground.answer(round, profile, rtt_us / 2, context));
     }
 

@@ -119,6 +119,12 @@ impl Attempt {
         }
     }
 
+    /// This is the answer to our call, and a round begins with it.
+    #[must_use]
+    pub fn waits_for(&self, message: &Message) -> bool {
+        matches!((message, &self.state), (Message::Answer { round, .. }, State::Waiting { .. }) if *round == self.number)
+    }
+
     /// The peer has told something about a round. What does not belong to this one, or comes at another time, changes nothing.
     pub fn on_told(&mut self, now: u64, message: &Message) {
         match (message, &mut self.state) {

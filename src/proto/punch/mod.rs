@@ -13,7 +13,8 @@
 //! 4. The first answered probe ends it ([`Verdict`]), and the visitor says so ([`Message::Punched`]).
 //!
 //! Whoever knows the secret could name the addresses of others as its own. So `candidates` refuses what cannot be a peer, a
-//! round has a bound and a rate ([`SHOTS_MAX`], [`SHOT_SPACING_US`]), and rounds are rationed ([`Allowance`]).
+//! round has a bound and a rate ([`SHOTS_MAX`], [`SHOT_SPACING_US`]), and rounds are rationed, by peer
+//! ([`Allowance`]) and by the hosts that they go to ([`Hosts`]).
 //!
 //! Deliberately absent: sockets and clocks; what a probe looks like (the tunnel seals it); which of several paths is used, and
 //! when the next round is due (`path` decides both).
@@ -35,7 +36,7 @@ mod wire;
 
 use std::net::SocketAddr;
 
-pub use allowance::Allowance;
+pub use allowance::{Allowance, Hosts};
 pub use attempt::{Action, Attempt};
 pub use candidates::{CANDIDATES_MAX, Candidate, Kind, Profile};
 pub use class::Class;
