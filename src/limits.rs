@@ -166,6 +166,10 @@ pub const SESSION_IDLE: Duration = Duration::from_secs(120);
 /// The same while there are too many of them, and while the daemon drains: this long nobody who plays is silent.
 pub const SESSION_IDLE_SHORT: Duration = Duration::from_secs(10);
 
+/// Of the players who come to an exposed port: those of one address, behind which may be a whole party. A host alone cannot take all
+/// places.
+pub const PLAYERS_OF_HOST_MAX: usize = 256;
+
 /// TCP connections that carry tunnels: a peer has one or two. A rendezvous has one for each of its peers, and room of its own.
 pub const LINKS_MAX: usize = 64;
 

@@ -3,7 +3,10 @@
 //! their way to it.
 //!
 //! A socket is heard while its service has a provider here. All workers share it, and only one has the provider.
+//!
+//! Anybody may be a player, and a datagram is enough; so of the places that there are one host gets a part.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,6 +16,7 @@ use super::super::ARENAS;
 use super::super::sessions::Sessions;
 use super::settings::Settings;
 use crate::engine::{Engine, Token};
+use crate::limits;
 use crate::proto::rendezvous::wire::Channel;
 use crate::proto::target::Provided;
 use crate::proto::tunnel::{DatagramInfo, Endpoint, ServiceName, TunnelId};
@@ -28,6 +32,7 @@ const STALE_BATCHES_MAX: usize = 8192;
 pub(super) struct Arenas {
     arenas: Vec<Arena>,
     players: Sessions<(usize, SocketAddr), Player>,
+    hosts: Hosts,
     buffer: Box<[u8]>,
 }
 
@@ -41,6 +46,12 @@ struct Arena {
     provider: Option<TunnelId>,
     is_readable: bool,
     outlet: Outlet,
+}
+
+/// How many players there are at each host.
+#[derive(Debug, Default)]
+struct Hosts {
+    of: HashMap<u64, usize>,
 }
 
 /// To which of our addresses a player talks.
@@ -61,7 +72,7 @@ impl Arenas {
         };
         let arenas: Vec<_> = (0..).zip(sockets.into_iter().zip(&settings.exposed.datagrams)).map(arena).collect();
         let buffer = vec![0; if arenas.is_empty() { 0 } else { udp::RECEIVE_BYTES }].into();
-        Self { arenas, players: Sessions::new(), buffer }
+        Self { arenas, players: Sessions::new(), hosts: Hosts::default(), buffer }
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -104,7 +115,7 @@ impl Arenas {
 
     /// Passes on what players say. True when there may be more.
     pub(super) fn hear(&mut self, now: Instant, endpoint: &mut Endpoint) -> bool {
-        self.players.sweep(now, false, |_, _| {});
+        self.players.sweep(now, false, |(_, player), _| self.hosts.remove(player.ip()));
         for (number, arena) in self.arenas.iter_mut().enumerate() {
             for _ in 0..BATCHES_PER_TURN {
                 if !arena.is_readable {
@@ -118,7 +129,14 @@ impl Arenas {
                     }
                 };
                 let (key, player) = ((number, received.from), Player { to: received.to });
+                let is_new = !self.players.knows(&key);
+                if is_new && self.hosts.is_full(received.from.ip()) {
+                    continue;
+                }
                 let Some((session, known)) = self.players.get_or_insert(key, now, |_| Some(player)) else { continue };
+                if is_new {
+                    self.hosts.add(received.from.ip());
+                }
                 *known = player;
                 let Some(tunnel) = arena.provider.and_then(|provider| endpoint.tunnel(provider)) else { continue };
                 let (channel, from) = (arena.channel.number, Some(received.from));
@@ -151,6 +169,34 @@ impl Arenas {
     }
 }
 
+impl Hosts {
+    fn is_full(&self, host: IpAddr) -> bool {
+        self.of.get(&network(host)).is_some_and(|players| *players >= limits::PLAYERS_OF_HOST_MAX)
+    }
+
+    fn add(&mut self, host: IpAddr) {
+        *self.of.entry(network(host)).or_default() += 1;
+    }
+
+    fn remove(&mut self, host: IpAddr) {
+        let host = network(host);
+        if let Some(players) = self.of.get_mut(&host) {
+            *players -= 1;
+            if *players == 0 {
+                self.of.remove(&host);
+            }
+        }
+    }
+}
+
+/// Who has one address of IPv6 has all of its /64.
+fn network(host: IpAddr) -> u64 {
+    match host.to_canonical() {
+        IpAddr::V4(ip) => ip.to_bits().into(),
+        IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64,
+    }
+}
+
 impl Arena {
     /// Hears players from now on.
     fn open(&mut self, buffer: &mut [u8], engine: &mut Engine) {
@@ -167,5 +213,28 @@ impl Arena {
     fn close(&mut self, engine: &mut Engine) {
         self.is_readable = false;
         engine.release(self.socket.as_fd(), self.token);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_host_gets_a_part_of_the_places_for_players_and_the_others_have_theirs() {
+        let mut hosts = Hosts::default();
+        let host = |text: &str| text.parse::<IpAddr>().expect("an address");
+        for count in 0..limits::PLAYERS_OF_HOST_MAX {
+            assert!(!hosts.is_full(host("192.0.2.1")), "{count}");
+            hosts.add(host("192.0.2.1"));
+            hosts.add(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, count as u16]));
+        }
+        assert!(hosts.is_full(host("192.0.2.1")) && hosts.is_full(host("::ffff:192.0.2.1")));
+        assert!(hosts.is_full(host("2001:db8::1")) && !hosts.is_full(host("2001:db8:0:1::1")));
+        assert!(!hosts.is_full(host("192.0.2.2")));
+        hosts.remove(host("192.0.2.1"));
+        assert!(!hosts.is_full(host("192.0.2.1")));
+        (1..limits::PLAYERS_OF_HOST_MAX).for_each(|_| hosts.remove(host("192.0.2.1")));
+        assert_eq!(hosts.of.len(), 1, "nothing is kept of a host without players");
     }
 }
