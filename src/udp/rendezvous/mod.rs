@@ -526,6 +526,8 @@ impl Rendezvous {
                 Listening::More => self.unheard.push_back(peer),
                 Listening::Fault => self.let_go(peer, CloseReason::Fault),
             }
+            // One request can cause a few notices for each flow of a key: those of one peer are passed on before more pile up.
+            self.pass_on();
         }
     }
 
