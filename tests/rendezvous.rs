@@ -92,6 +92,43 @@ on_both_engines! {
 }
 
 on_both_engines! {
+    fn either_port_answers_a_peer_from_the_other_when_it_is_asked_to(engine) {
+        for workers in ["1", "2", "4"] {
+            let rendezvous = rendezvous(engine, &["--workers", workers]);
+            let at = address(&rendezvous);
+            let next = SocketAddr::new(at.ip(), at.port() + 1);
+            let (mut peers, flow) = paired([Peer::udp(at), Peer::tcp(at)]);
+            for peer in &mut peers {
+                for (asked, other) in [(at, next), (next, at)] {
+                    let fresh = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+                    fresh.set_read_timeout(Some(PATIENCE)).expect("a time-out can be set");
+                    let now = peer.now();
+                    let mut question = Vec::new();
+                    peer.tunnel().observe_elsewhere(now, *b"not here", *b"but here", &mut question);
+                    fresh.send_to(&question, asked).expect("it is sent");
+                    let mut answers = [(); 2].map(|()| {
+                        let mut answer = [0; 2_048];
+                        let (n, from) = fresh.recv_from(&mut answer).expect("it is answered");
+                        (from, answer[..n].to_vec())
+                    });
+                    let length: usize = answers.iter().map(|(_, answer)| answer.len()).sum();
+                    assert!(length <= question.len(), "{length} bytes for {}", question.len());
+                    answers.sort_by_key(|(from, _)| *from == other);
+                    let ours = fresh.local_addr().expect("it is bound");
+                    for ((from, answer), (source, token)) in answers.iter_mut().zip([(asked, b"but here"), (other, b"not here")]) {
+                        assert_eq!(*from, source);
+                        peer.observed.clear();
+                        peer.take(*from, answer);
+                        assert_eq!(peer.observed, [(*token, ours)]);
+                    }
+                }
+            }
+            echo(&mut peers, flow, b"as before");
+        }
+    }
+}
+
+on_both_engines! {
     fn the_same_key_takes_the_place_of_a_provider_at_once_and_the_visitor_is_led_there(engine) {
         let rendezvous = rendezvous(engine, &["--workers", "2"]);
         let at = address(&rendezvous);

@@ -106,6 +106,55 @@ fn only_who_is_set_to_tells_a_peer_its_address_and_never_in_more_bytes_than_were
 }
 
 #[test]
+fn a_question_that_is_to_be_answered_elsewhere_is_for_who_is_set_to_and_pays_for_both_answers() {
+    for answers_observe in [true, false] {
+        let settings = Settings { answers_observe, ..Settings::default() };
+        let mut pair = Pair::with(1, &link::Settings::delayed_ms(30), &settings);
+        pair.run_for(5 * SECOND);
+        let is_asked = |(_, event): &(u64, Event)| matches!(event, Event::AskedElsewhere { .. });
+        for seen in ["192.0.2.7:4", "[2001:db8::7]:65535"] {
+            let seen: SocketAddr = seen.parse().expect("an address");
+            let now = pair.net.now();
+            let mut question = Vec::new();
+            pair.visitor().tunnel().observe_elsewhere(now, *b"not here", *b"but here", &mut question);
+            let length = question.len();
+            let mut answers = brought(&mut pair, seen, &mut question);
+            pair.run_for(SECOND);
+            let asked: Vec<_> =
+                pair.provider().ways.extract_if(.., |way| is_asked(way)).map(|(_, event)| event).collect();
+            if !answers_observe {
+                assert_eq!((answers.len(), asked.len()), (0, 0));
+                continue;
+            }
+            assert_eq!(asked, [Event::AskedElsewhere { token: *b"not here", from: seen }]);
+            let mut elsewhere = Vec::new();
+            pair.provider().tunnel().answer_elsewhere(now, *b"not here", seen, &mut elsewhere);
+            answers.push((seen, elsewhere));
+            assert!(answers.iter().map(|(_, answer)| answer.len()).sum::<usize>() <= length);
+            let now = pair.net.now();
+            for (to, answer) in &mut answers {
+                assert_eq!(*to, seen);
+                pair.visitor().endpoint.handle_datagram(now, address(2), answer);
+            }
+            let told = [*b"but here", *b"not here"].map(|token| Event::Observed { token, address: seen });
+            assert_eq!(ways(&mut pair), told);
+        }
+    }
+}
+
+#[test]
+fn a_question_for_elsewhere_from_behind_an_address_of_ours_is_not_heard() {
+    let settings = Settings { answers_observe: true, ..Settings::default() };
+    let mut pair = Pair::with(1, &link::Settings::delayed_ms(30), &settings);
+    let now = pair.net.now();
+    let mut question = Vec::new();
+    pair.visitor().tunnel().observe_elsewhere(now, [1; 8], [2; 8], &mut question);
+    assert_eq!(brought(&mut pair, Way::Link(1).into(), &mut question), []);
+    pair.run_for(SECOND);
+    assert!(!pair.provider().ways.iter().any(|(_, event)| matches!(event, Event::AskedElsewhere { .. })));
+}
+
+#[test]
 fn an_address_of_an_old_protocol_in_a_new_one_is_told_as_what_it_is() {
     let settings = Settings { answers_observe: true, ..Settings::default() };
     let mut pair = Pair::with(1, &link::Settings::delayed_ms(30), &settings);

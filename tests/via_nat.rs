@@ -18,9 +18,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use common::tunnel::Daemon;
+use common::tunnel::{Daemon, SECRET};
 use common::{Random, connect, echo_backend, echoes, program_under, skip, wait_until};
 use nix::sched::{CloneFlags, setns};
+use serde_json::Value;
 
 const RENDEZVOUS: &str = "203.0.113.10:4000";
 
@@ -33,6 +34,8 @@ enum Router {
     Random,
     /// Keeps ports where it can, and answers strangers itself.
     Open,
+    /// Keeps ports, and lets strangers' datagrams in.
+    FullCone,
     /// As `Random`, but leads a port to a host that asks for it, by these protocols.
     Lends(Lends),
 }
@@ -75,6 +78,23 @@ fn two_routers_that_draw_their_ports_leave_the_relay_and_games_go_on_there() {
     let Some(world) = World::new([Router::Random, Router::Random], &[]) else { return };
     world.visitor.wait_for_log("Relay(BothRandom)");
     assert!(echoes(&mut world.play()));
+}
+
+#[test]
+fn netcheck_tells_how_a_router_maps_and_what_it_lets_in() {
+    let (same, random) = (("same", "port_restricted"), ("random", "port_restricted"));
+    let full_cone = ("same", "open_or_address_restricted");
+    for (routers, expected) in
+        [([Router::Usual, Router::FullCone], [same, full_cone]), ([Router::Open, Router::Random], [same, random])]
+    {
+        let Some(net) = Net::new(routers) else { return };
+        let _rendezvous = net.start("r", &["run", "--rendezvous", "0.0.0.0:4000"]);
+        for (node, expected) in ["a", "b"].into_iter().zip(expected) {
+            let found = net.netcheck(node);
+            let word = |name: &str| found[name].as_str().unwrap_or_default();
+            assert_eq!((word("mapping"), word("filtering")), expected, "{routers:?} {node}: {found}");
+        }
+    }
 }
 
 #[test]
@@ -296,7 +316,7 @@ impl Net {
 
     fn set_up(&self, router: &str, kind: Router) {
         let masquerade = match kind {
-            Router::Usual | Router::Open => "masquerade",
+            Router::Usual | Router::Open | Router::FullCone => "masquerade",
             Router::Random | Router::Lends(_) => "masquerade fully-random",
         };
         self.nft(router, "add table ip nat");
@@ -308,9 +328,14 @@ impl Net {
             if matches!(kind, Router::Lends(_)) {
                 self.nft(router, &format!("add rule ip filter {hook} ct status dnat accept"));
             }
-            if !matches!(kind, Router::Open) {
+            if !matches!(kind, Router::Open | Router::FullCone) {
                 self.nft(router, &format!("add rule ip filter {hook} iifname wan ct state new,invalid drop"));
             }
+        }
+        if matches!(kind, Router::FullCone) {
+            let host = if router == "ra" { "192.168.1.10" } else { "192.168.2.10" };
+            self.nft(router, "add chain ip nat in { type nat hook prerouting priority -100; }");
+            self.nft(router, &format!("add rule ip nat in iifname wan meta l4proto udp dnat to {host}"));
         }
     }
 
@@ -365,7 +390,19 @@ impl Net {
     }
 
     fn start(&self, node: &str, flags: &[&str]) -> Daemon {
-        Daemon::start(program_under(&["ip", "netns", "exec", &self.namespace(node)]), flags)
+        Daemon::start(self.program(node), flags)
+    }
+
+    /// What it finds out there, for programs.
+    fn netcheck(&self, node: &str) -> Value {
+        let mut command = self.program(node);
+        command.args(["netcheck", "--via", RENDEZVOUS, "--json"]).env("GATEWAY_SECRET", SECRET).stdin(Stdio::null());
+        let output = command.output().expect("the program starts");
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+    }
+
+    fn program(&self, node: &str) -> Command {
+        program_under(&["ip", "netns", "exec", &self.namespace(node)])
     }
 
     /// Does something with sockets there.

@@ -349,6 +349,19 @@ impl Carrier {
         }
     }
 
+    /// The same by the socket beside the one on which `to` was last heard: of the chosen, each two with the same address are
+    /// neighbours.
+    pub(super) fn send_from_neighbour(&mut self, to: SocketAddr, bytes: &[u8]) {
+        let Some(Origin { wire, to: from }) = self.origins.get(to) else { return };
+        let Some(place) = self.chosen.iter().position(|number| *number == wire) else { return };
+        let neighbour = self.chosen.get(place ^ 1).and_then(|number| self.wires.get_mut(number));
+        let Some(Wire { socket, outlet, .. }) = neighbour else { return };
+        let batch = Batch { bytes, segment_bytes: bytes.len(), to, from, whole: false };
+        if let Err(error) = outlet.send(socket.as_fd(), &batch) {
+            tracing::trace!(%error, %to, "a datagram cannot be sent");
+        }
+    }
+
     /// Gives `leaving` to the tunnel that carries flows. Without one it is lost.
     fn relay(&mut self, flow: u32, segment_bytes: usize, peers: &mut Peers) {
         if let Some(mut via) = self.via.and_then(|via| peers.get(via)) {

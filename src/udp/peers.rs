@@ -268,7 +268,8 @@ fn of_tunnel(event: tunnel::Event) -> Option<Event> {
         tunnel::Event::Writable(stream) => Event::Writable(StreamId::Tunnel(stream)),
         tunnel::Event::Ended(stream) => Event::Ended { stream: StreamId::Tunnel(stream), deaf: false },
         tunnel::Event::Reset(stream, reason) => Event::Reset(StreamId::Tunnel(stream), reason),
-        tunnel::Event::Forgotten(_) => return None,
+        // Nobody asks us but a rendezvous' peers.
+        tunnel::Event::Forgotten(_) | tunnel::Event::AskedElsewhere { .. } => return None,
         tunnel::Event::Datagrams => Event::Datagrams,
         tunnel::Event::Told => Event::Told,
         tunnel::Event::Probed { from } => Event::Probed { from },

@@ -84,6 +84,7 @@ impl Busy {
                 Event::Ended(_) | Event::Forgotten(_) => panic!("a stream ends that nobody ended"),
                 Event::Told | Event::Moved { .. } => panic!("nobody moves or tells anything"),
                 Event::Probed { .. } | Event::Answered { .. } | Event::Observed { .. } => panic!("nobody probes"),
+                Event::AskedElsewhere { .. } => panic!("nobody probes"),
             }
         }
     }

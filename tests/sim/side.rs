@@ -200,6 +200,7 @@ impl Side {
             | Event::Probed { .. }
             | Event::Answered { .. }
             | Event::Observed { .. }
+            | Event::AskedElsewhere { .. }
             | Event::Moved { .. } => {
                 self.ways.push((now, event));
             }

@@ -1,5 +1,6 @@
 //! `gateway netcheck`: what this network is like for tunnels between homes, as a rendezvous sees it. Needs no daemon here.
 
+mod filtering;
 mod lending;
 mod link;
 mod survey;
@@ -19,7 +20,7 @@ use crate::proto::punch::{Class, Kind};
 use crate::proto::target::Target;
 use crate::proto::tunnel::Key;
 use survey::{Delays, Survey, Unmet, Wish};
-use verdict::{class_word, delays, hairpin, ipv6, mapping, spread_ms, verdict};
+use verdict::{class_word, delays, filtering, filtering_word, hairpin, ipv6, mapping, spread_ms, verdict};
 
 #[derive(clap::Args)]
 pub(super) struct Netcheck {
@@ -104,7 +105,7 @@ fn addresses(host: &Target) -> Result<Vec<SocketAddr>, Failure> {
 }
 
 fn print(survey: &Survey) -> Result<(), Failure> {
-    let verdict = verdict(survey.class, has_ipv6(survey), &survey.lending);
+    let verdict = verdict(survey.class, survey.filtering, has_ipv6(survey), &survey.lending);
     let advice = if verdict.advice.is_empty() { "nothing" } else { verdict.advice };
     let rows = [
         ("rendezvous", survey.rendezvous.to_string()),
@@ -112,6 +113,7 @@ fn print(survey: &Survey) -> Result<(), Failure> {
         ("TCP", delays(survey.tcp.as_ref(), survey.tcp_fault)),
         ("seen as", seen_as(survey)),
         ("mapping", mapping(survey)),
+        ("filtering", filtering(survey).to_owned()),
         ("router port", survey.lending.words()),
         ("hairpin", hairpin(survey).to_owned()),
         ("IPv6", ipv6(survey)),
@@ -133,7 +135,7 @@ fn has_ipv6(survey: &Survey) -> bool {
 }
 
 fn as_json(survey: &Survey) -> Value {
-    let verdict = verdict(survey.class, has_ipv6(survey), &survey.lending);
+    let verdict = verdict(survey.class, survey.filtering, has_ipv6(survey), &survey.lending);
     let step = if let Some(Class::Steps(step)) = survey.class { Some(step) } else { None };
     json!({
         "rendezvous": survey.rendezvous,
@@ -142,7 +144,7 @@ fn as_json(survey: &Survey) -> Value {
         "mapping": class_word(survey.class),
         "step": step,
         "keeps_ports": survey.profile.keeps_ports(),
-        "filtering": "unknown",
+        "filtering": filtering_word(survey.filtering),
         "port_mapping": survey.lending.as_json(),
         "hairpin": survey.hairpin,
         "ipv6": { "address": survey.ipv6, "works": has_ipv6(survey) },

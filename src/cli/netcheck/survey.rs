@@ -3,15 +3,17 @@
 //! 1. A tunnel over UDP and one over TCP: which of the two gets through.
 //! 2. Fresh sockets ask how they look from outside, as before a round of punching; meanwhile probes in both tunnels are timed.
 //!    The router is asked whether it leads a port here.
-//! 3. Two sockets send to the addresses that they have outside: does the router lead that back?
+//! 3. One socket asks one port of the rendezvous and listens for both.
+//! 4. Two sockets send to the addresses that they have outside: does the router lead that back?
 //!
-//! Deliberately absent: what a router lets in from those who were never asked. The rendezvous answers from where it was asked
-//! only, so nobody here can tell.
+//! Deliberately absent: what a router lets in from addresses that were never asked. The rendezvous has one, so nobody here can
+//! tell.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use super::filtering::{Filtering, Inquiry};
 use super::lending::{Asking, Lending};
 use super::link::Link;
 use super::surveyor::{PROBE_PAUSE_US, PROBES, Place, Surveyor, TCP, UDP};
@@ -30,6 +32,9 @@ const PROBE_PATIENCE_US: u64 = 1_000_000;
 /// How much later the neighbour asks, in µs: more than packets are delayed by their neighbours.
 const NEIGHBOUR_US: u64 = 20_000;
 
+/// How much later what the router lets in is asked for, in µs: when all others have asked, for the same reason.
+const FILTERING_US: u64 = 2 * NEIGHBOUR_US;
+
 /// Attempts to come back through the router, each with this time, in µs.
 const HAIRPINS: u32 = 3;
 const HAIRPIN_US: u64 = 250_000;
@@ -47,6 +52,8 @@ pub(super) struct Survey {
     /// Of IPv4. `None`: the rendezvous has no such address, or there is no way there.
     pub class: Option<Class>,
     pub profile: Profile,
+    /// Of IPv4. `None`: that was not to be found out.
+    pub filtering: Option<Filtering>,
     /// Whether the router leads a port here.
     pub lending: Lending,
     /// Whether a host behind the router reaches its neighbour by the public address. `None`: that was not to be found out.
@@ -130,9 +137,10 @@ impl Surveyor {
         let asking = wish.asks_router.then(|| self.ask_router());
         self.probe_at = Some(self.now());
         let patience = u64::from(PROBES) * PROBE_PAUSE_US + PROBE_PATIENCE_US;
-        self.run(patience, |of| of.has_sampled() && of.gathers.iter().all(|(_, gather)| gather.is_over(of.now())))?;
+        self.run(patience, Self::has_answers)?;
         let [profile, neighbour] = [0, 1].map(|of: usize| self.gathers[of].1.profile());
         let class = self.sockets.contains_key(&Place::Main4).then_some(profile.class);
+        let filtering = self.filtering.as_ref().and_then(|(_, inquiry)| inquiry.filtering());
         let hairpin = self.hairpin(&profile, &neighbour)?;
         self.leave();
         let [udp, tcp] = [UDP, TCP].map(|of| self.up_since[of].map(|_| self.delays[of].clone()));
@@ -153,6 +161,7 @@ impl Surveyor {
             seen_by_tcp,
             class,
             profile,
+            filtering,
             lending,
             hairpin,
             ipv6,
@@ -166,7 +175,7 @@ impl Surveyor {
         is_between.then(Asking::begin)
     }
 
-    /// Has Main4 and Main6 ask both ports, and their neighbour one.
+    /// Has Main4 and Main6 ask both ports, and their neighbours one.
     fn gather(&mut self, [v4, v6]: [Option<SocketAddr>; 2], port: u16) -> io::Result<()> {
         let mut main = Setup::default();
         let mut neighbour = Setup::default();
@@ -187,6 +196,10 @@ impl Surveyor {
             neighbour.observers.push(at);
         }
         let now = self.now();
+        if let (Some(at), Some(_)) = (v4, self.up_since[UDP]) {
+            self.open(Place::Filtered, true, 0)?;
+            self.filtering = Some((at, Inquiry::new(now + FILTERING_US)));
+        }
         // The neighbour asks later: a router that counts would give it the port between the two of Main4.
         for (place, setup, at) in [(Place::Main4, main, now), (Place::Neighbour, neighbour, now + NEIGHBOUR_US)] {
             self.gathers.push((place, Gather::new(at, setup, &mut self.random)));
@@ -217,6 +230,12 @@ impl Surveyor {
             }
         }
         self.transmit(self.now());
+    }
+
+    fn has_answers(&self) -> bool {
+        let now = self.now();
+        let has_gathered = self.gathers.iter().all(|(_, gather)| gather.is_over(now));
+        self.has_sampled() && has_gathered && self.filtering.iter().all(|(_, inquiry)| inquiry.is_over(now))
     }
 
     fn has_sampled(&self) -> bool {

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
+use super::filtering::Inquiry;
 use super::link::Link;
 use super::survey::{Delays, Unmet};
 use crate::proto::punch::Gather;
@@ -35,6 +36,8 @@ pub(super) enum Place {
     Main6,
     /// Main4's neighbour, for what two hosts behind one router would see.
     Neighbour,
+    /// Sends to one port of the rendezvous and to nobody else.
+    Filtered,
 }
 
 pub(super) struct Surveyor {
@@ -51,6 +54,8 @@ pub(super) struct Surveyor {
     pub delays: [Delays; 2],
     pub probe_at: Option<u64>,
     pub gathers: Vec<(Place, Gather)>,
+    /// Where it is to be found out, and the port that is asked.
+    pub filtering: Option<(SocketAddr, Inquiry)>,
     stream: Option<StreamId>,
     inbox: Inbox,
     pub seen_by_tcp: Option<SocketAddr>,
@@ -95,6 +100,7 @@ impl Surveyor {
             delays: [Delays::default(), Delays::default()],
             probe_at: None,
             gathers: Vec::new(),
+            filtering: None,
             stream: None,
             inbox: Inbox::default(),
             seen_by_tcp: None,
@@ -129,7 +135,12 @@ impl Surveyor {
             }
             let questions = self.gathers.iter().filter(|(_, gather)| !gather.is_over(now));
             let next = questions.map(|(_, gather)| gather.next_timeout()).min();
-            let next = [next, self.probe_at, self.endpoint.next_timeout()].into_iter().flatten().fold(ends, u64::min);
+            let filtering = self.filtering.as_ref().filter(|(_, inquiry)| !inquiry.is_over(now));
+            let filtering = filtering.map(|(_, inquiry)| inquiry.next_timeout());
+            let next = [next, filtering, self.probe_at, self.endpoint.next_timeout()]
+                .into_iter()
+                .flatten()
+                .fold(ends, u64::min);
             // In steps of 100 ms at most, for what has no deadline here.
             let wait = next.saturating_sub(now).div_ceil(1_000).min(100) as u16;
             match self.epoll.wait(&mut [EpollEvent::empty(); 8], wait) {
@@ -149,6 +160,7 @@ impl Surveyor {
             }
         }
         self.ask(now);
+        self.ask_elsewhere(now);
         self.sample(now);
         self.transmit(now);
     }
@@ -187,6 +199,7 @@ impl Surveyor {
             Event::Readable(stream) if of == TCP && self.stream == Some(stream) => self.read(stream),
             Event::Observed { token, address } => {
                 self.gathers.iter_mut().for_each(|(_, gather)| gather.on_observed(now, token, address));
+                self.filtering.iter_mut().for_each(|(_, inquiry)| inquiry.on_observed(token));
             }
             Event::Answered { from, rtt_us } => {
                 let delays = &mut self.delays[usize::from(from == link_address())];
@@ -224,6 +237,16 @@ impl Surveyor {
                     let _ = self.sockets[&place].send_to(&out, question.to); // or it is asked again
                 }
             }
+        }
+    }
+
+    fn ask_elsewhere(&mut self, now: u64) {
+        let Some((to, inquiry)) = &mut self.filtering else { return };
+        let Some(question) = inquiry.poll(now, &mut self.random) else { return };
+        let mut out = Vec::new();
+        if let Some(tunnel) = self.endpoint.tunnel(self.tunnels[UDP]) {
+            tunnel.observe_elsewhere(now, question.elsewhere, question.here, &mut out);
+            let _ = self.sockets[&Place::Filtered].send_to(&out, *to); // or it is asked again
         }
     }
 

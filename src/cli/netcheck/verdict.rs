@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 
+use super::filtering::Filtering;
 use super::lending::Lending;
 use super::survey::{Delays, Survey};
 use crate::proto::punch::{Class, Kind};
@@ -14,12 +15,21 @@ pub(super) struct Verdict {
     pub advice: &'static str,
 }
 
-pub(super) fn verdict(class: Option<Class>, has_ipv6: bool, lending: &Lending) -> Verdict {
+pub(super) fn verdict(
+    class: Option<Class>,
+    filtering: Option<Filtering>,
+    has_ipv6: bool,
+    lending: &Lending,
+) -> Verdict {
     if lending.is_of_use() && matches!(class, Some(Class::Steps(_) | Class::Random | Class::Unclear)) {
         let direct = "direct paths will work with almost everybody: the router leads a port to this host when a daemon asks for it";
         return Verdict { direct: direct.to_owned(), advice: "" };
     }
     let direct = match class {
+        // Whoever draws his ports can then be let in from any of them.
+        Some(Class::Open | Class::Same) if filtering == Some(Filtering::OpenOrAddress) => {
+            "direct paths will work with everybody whose network lets UDP out"
+        }
         Some(Class::Open | Class::Same) => "direct paths will work with almost everybody",
         Some(Class::Steps(_)) => {
             "direct paths will work with most: your router's next port can be guessed; with others games go through the rendezvous"
@@ -74,6 +84,27 @@ pub(super) fn mapping(survey: &Survey) -> String {
         Some(Class::Blocked) => "unknown: no answer comes over UDP".to_owned(),
         Some(Class::Unclear) => "unclear: one answer of two has come".to_owned(),
         None => "unknown: the rendezvous was not reached over IPv4".to_owned(),
+    }
+}
+
+pub(super) fn filtering(survey: &Survey) -> &'static str {
+    match survey.filtering {
+        Some(Filtering::OpenOrAddress) => {
+            "open or address-restricted: lets in any port of an address that was written to"
+        }
+        Some(Filtering::Port) => "port-restricted: lets in only the addresses and ports that were written to",
+        None if survey.class.is_none() => "unknown: the rendezvous was not reached over IPv4",
+        None if survey.udp.is_none() => "unknown: no answer comes over UDP",
+        None => "unknown: too few answers have come, or the rendezvous does not know this question",
+    }
+}
+
+/// As a program reads it.
+pub(super) fn filtering_word(filtering: Option<Filtering>) -> &'static str {
+    match filtering {
+        Some(Filtering::OpenOrAddress) => "open_or_address_restricted",
+        Some(Filtering::Port) => "port_restricted",
+        None => "unknown",
     }
 }
 
@@ -140,9 +171,13 @@ mod tests {
     fn whoever_can_do_nothing_better_gets_no_advice_and_all_others_do() {
         let steps = Class::Steps(1);
         for class in [Class::Open, Class::Same, steps, Class::Random, Class::Blocked, Class::Unclear].map(Some) {
-            for has_ipv6 in [false, true] {
-                let verdict = verdict(class, has_ipv6, &Lending::NotAsked("by this test"));
-                assert_eq!(verdict.advice.is_empty(), verdict.direct.ends_with("almost everybody"), "{verdict:?}");
+            for filtering in [None, Some(Filtering::Port), Some(Filtering::OpenOrAddress)] {
+                for has_ipv6 in [false, true] {
+                    let verdict = verdict(class, filtering, has_ipv6, &Lending::NotAsked("by this test"));
+                    let ends = ["almost everybody", "lets UDP out"];
+                    let is_good = ends.iter().any(|end| verdict.direct.ends_with(end));
+                    assert_eq!(verdict.advice.is_empty(), is_good, "{verdict:?}");
+                }
             }
         }
     }

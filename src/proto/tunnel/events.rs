@@ -32,8 +32,11 @@ pub enum Event {
     Probed { from: SocketAddr },
     /// A probe of ours was answered from where it went to: this way works in both directions, and takes so long.
     Answered { from: SocketAddr, rtt_us: u64 },
-    /// How the peer saw the source of what [`super::Tunnel::observe`] made with this token.
+    /// How the peer saw the source of what [`super::Tunnel::observe`] or its like made with this token.
     Observed { token: Token, address: SocketAddr },
+    /// The peer asks how it is seen, and wants to hear that from a socket which it did not ask, in what
+    /// [`super::Tunnel::answer_elsewhere`] makes. Only where [`super::Settings::answers_observe`] is set.
+    AskedElsewhere { token: Token, from: SocketAddr },
     /// Its datagrams go somewhere else from now on, since the peer has moved.
     Moved { to: SocketAddr },
 }

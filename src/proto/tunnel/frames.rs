@@ -16,16 +16,17 @@
 //! 12 observe    token 8 | 19 zeros: as long as the longest answer
 //! 13 observed   token 8 | address from which that came
 //! 14 abandoned  the way before this one is dead: what was sent on it is to be sent again
+//! 15 observe elsewhere  token 8 | 47 zeros: to be answered by the other port, in a datagram no longer than this frame
 //!
 //! address       4 | IPv4 4 | port u16,  or  6 | IPv6 16 | port u16
 //! ```
 //!
-//! A packet of nothing but 0, 6, 11, 12 and 13 is *probing*: it says nothing about where the peer wants its packets, and none of
+//! A packet of nothing but 0, 6, 11, 12, 13 and 15 is *probing*: it says nothing about where the peer wants its packets, and none of
 //! the reports counts it, as most of those that look for a way through a NAT are lost by design.
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::wire::Malformed;
+use super::wire::{Malformed, OVERHEAD_BYTES};
 
 /// Bytes of a frame of segments before the first of them.
 pub const SEGMENTS_HEAD: usize = 1;
@@ -53,6 +54,7 @@ pub enum Frame<'a> {
     Observe(Token),
     Observed(Token, SocketAddr),
     Abandoned,
+    ObserveElsewhere(Token),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,14 +100,19 @@ const PROBE: u8 = 11;
 const OBSERVE: u8 = 12;
 const OBSERVED: u8 = 13;
 const ABANDONED: u8 = 14;
+const OBSERVE_ELSEWHERE: u8 = 15;
 
 /// Of the longest address. A question that is to be answered with one brings as many bytes.
 const ADDRESS_BYTES_MAX: usize = 19;
 
+/// The same for an answer that cannot share a datagram with others: the question pays for that, too.
+const DATAGRAM_OF_ADDRESS_BYTES_MAX: usize = ADDRESS_BYTES_MAX + OVERHEAD_BYTES;
+
 /// Whether a packet only looks for ways to the peer.
 pub fn is_probing(packet: &[u8]) -> bool {
-    use Frame::{Observe, Observed, Probe, Response};
-    Frames::of(packet).all(|frame| matches!(frame, Ok(Probe(_) | Observe(_) | Observed(..) | Response(_))))
+    use Frame::{Observe, ObserveElsewhere, Observed, Probe, Response};
+    let mut frames = Frames::of(packet);
+    frames.all(|frame| matches!(frame, Ok(Probe(_) | Observe(_) | ObserveElsewhere(_) | Observed(..) | Response(_))))
 }
 
 /// Whether a packet has something of streams or datagrams, if only news of them.
@@ -136,11 +143,8 @@ impl<'a> Frames<'a> {
             MTU_ARRIVED => Frame::MtuArrived(u16::from_be_bytes(array(rest)?)),
             CLOSE => Frame::Close(u8::from_be_bytes(array(rest)?)),
             PROBE => Frame::Probe(array(rest)?),
-            OBSERVE => {
-                let token = array(rest)?;
-                let zeros: [u8; ADDRESS_BYTES_MAX] = array(rest)?;
-                if zeros == [0; ADDRESS_BYTES_MAX] { Frame::Observe(token) } else { return Err(Malformed) }
-            }
+            OBSERVE => Frame::Observe(question::<ADDRESS_BYTES_MAX>(rest)?),
+            OBSERVE_ELSEWHERE => Frame::ObserveElsewhere(question::<DATAGRAM_OF_ADDRESS_BYTES_MAX>(rest)?),
             OBSERVED => Frame::Observed(array(rest)?, parse_address(rest)?),
             ABANDONED => Frame::Abandoned,
             _ => return Err(Malformed),
@@ -191,6 +195,10 @@ impl Frame<'_> {
                 emit_address(*address, out);
             }
             Self::Abandoned => out.push(ABANDONED),
+            Self::ObserveElsewhere(token) => {
+                emit(OBSERVE_ELSEWHERE, token, out);
+                out.extend_from_slice(&[0; DATAGRAM_OF_ADDRESS_BYTES_MAX]);
+            }
         }
     }
 }
@@ -300,6 +308,12 @@ fn parse_u48(rest: &mut &[u8]) -> Result<u64, Malformed> {
     Ok(bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
 }
 
+/// A token, and behind it zeros, so that the answer is no longer.
+fn question<const ZEROS: usize>(rest: &mut &[u8]) -> Result<Token, Malformed> {
+    let token = array(rest)?;
+    if array(rest)? == [0; ZEROS] { Ok(token) } else { Err(Malformed) }
+}
+
 fn array<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], Malformed> {
     let (head, tail) = rest.split_first_chunk::<N>().ok_or(Malformed)?;
     *rest = tail;
@@ -336,6 +350,7 @@ mod tests {
             Frame::Probe(*b"to there"),
             Frame::Observe(*b"who am I"),
             Frame::Abandoned,
+            Frame::ObserveElsewhere(*b"not here"),
         ];
         frames.extend(players().into_iter().flatten().map(|address| Frame::Observed(*b"who am I", address)));
         for player in players() {
@@ -387,8 +402,13 @@ mod tests {
         let longest = SocketAddr::from(([0xffff; 8], u16::MAX));
         Frame::Observed(*b"who am I", longest).emit(&mut answer);
         assert_eq!(answer.len(), question.len());
-        for length in 1..question.len() {
-            assert_eq!(Frames::of(&question[..length]).collect::<Vec<_>>(), [Err(Malformed)], "{length} bytes");
+        let mut elsewhere = Vec::new();
+        Frame::ObserveElsewhere(*b"who am I").emit(&mut elsewhere);
+        assert_eq!(elsewhere.len(), answer.len() + OVERHEAD_BYTES, "that answer has a datagram of its own");
+        for question in [question, elsewhere] {
+            for length in 1..question.len() {
+                assert_eq!(Frames::of(&question[..length]).collect::<Vec<_>>(), [Err(Malformed)], "{length} bytes");
+            }
         }
     }
 
@@ -399,7 +419,8 @@ mod tests {
             frames.iter().for_each(|frame| frame.emit(&mut packet));
             packet
         };
-        let probing = [Frame::Probe([1; 8]), Frame::Response([2; 8]), Frame::Observe([3; 8])];
+        let probing =
+            [Frame::Probe([1; 8]), Frame::Response([2; 8]), Frame::Observe([3; 8]), Frame::ObserveElsewhere([6; 8])];
         assert!(is_probing(&packet(&probing)));
         assert!(is_probing(&[packet(&probing), vec![0; 9]].concat()));
         assert!(is_probing(&packet(&[Frame::Observed([4; 8], ([127, 0, 0, 1], 9).into())])));
@@ -425,7 +446,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic_and_what_is_read_is_written_the_same(mut bytes: Vec<u8>, kind in 0..16u8) {
+        fn no_bytes_make_it_panic_and_what_is_read_is_written_the_same(mut bytes: Vec<u8>, kind in 0..17u8) {
             if let Some(first) = bytes.first_mut() {
                 *first = kind;
             }

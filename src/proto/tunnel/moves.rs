@@ -42,20 +42,31 @@ impl Tunnel {
     /// tells when the answer comes, from there.
     pub fn probe(&mut self, now: u64, to: SocketAddr, out: &mut Vec<u8>) {
         let token = self.probe_tokens.make(now, to);
-        self.seal_aside(now, to != self.path.remote(), Frame::Probe(token), out);
+        self.seal_aside(now, to != self.path.remote(), &[Frame::Probe(token)], out);
     }
 
     /// Appends a datagram that asks the peer, a rendezvous, from which address it came. It may be sent from any socket.
     /// [`Event::Observed`] tells the answer.
     pub fn observe(&mut self, now: u64, token: Token, out: &mut Vec<u8>) {
-        self.seal_aside(now, true, Frame::Observe(token), out);
+        self.seal_aside(now, true, &[Frame::Observe(token)], out);
     }
 
-    fn seal_aside(&mut self, now: u64, is_aside: bool, frame: Frame<'_>, out: &mut Vec<u8>) {
+    /// The same, to be answered twice: by the socket that was asked, to `here`, and by another, to `elsewhere`. Whoever hears the
+    /// former knows that the latter was sent, too, since a rendezvous that knows of no such thing answers neither.
+    pub fn observe_elsewhere(&mut self, now: u64, elsewhere: Token, here: Token, out: &mut Vec<u8>) {
+        self.seal_aside(now, true, &[Frame::ObserveElsewhere(elsewhere), Frame::Observe(here)], out);
+    }
+
+    /// Appends the answer to [`Event::AskedElsewhere`], which has brought `token` from `from`.
+    pub fn answer_elsewhere(&mut self, now: u64, token: Token, from: SocketAddr, out: &mut Vec<u8>) {
+        self.seal_aside(now, true, &[Frame::Observed(token, canonical(from))], out);
+    }
+
+    fn seal_aside(&mut self, now: u64, is_aside: bool, frames: &[Frame<'_>], out: &mut Vec<u8>) {
         self.now = now;
         self.sent_aside += u64::from(is_aside && self.phase == Phase::Open);
         if self.phase == Phase::Open {
-            self.packet(self.mtu.size(), out, |_, _, out| frame.emit(out));
+            self.packet(self.mtu.size(), out, |_, _, out| frames.iter().for_each(|frame| frame.emit(out)));
         }
     }
 
@@ -113,8 +124,13 @@ impl Tunnel {
 
     pub(super) fn on_observe(&mut self, from: SocketAddr, token: Token) {
         if self.settings.answers_observe && !is_virtual(from) {
-            let seen = SocketAddr::new(from.ip().to_canonical(), from.port());
-            self.path.answer(from, Frame::Observed(token, seen));
+            self.path.answer(from, Frame::Observed(token, canonical(from)));
+        }
+    }
+
+    pub(super) fn on_observe_elsewhere(&mut self, from: SocketAddr, token: Token) {
+        if self.settings.answers_observe && !is_virtual(from) {
+            self.push_probed(Event::AskedElsewhere { token, from });
         }
     }
 
@@ -179,4 +195,9 @@ impl Tunnel {
         self.control.conversation.resend_before(time);
         self.streams.with_each(|stream| stream.conversation.resend_before(time));
     }
+}
+
+/// As the peer knows it, whose IPv4 address a socket for both families calls otherwise.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }

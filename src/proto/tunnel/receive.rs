@@ -121,6 +121,7 @@ impl Tunnel {
             Frame::Observe(token) => self.on_observe(from, token),
             Frame::Observed(token, address) => self.push_probed(Event::Observed { token, address }),
             Frame::Abandoned => self.on_abandoned(from),
+            Frame::ObserveElsewhere(token) => self.on_observe_elsewhere(from, token),
         }
     }
 

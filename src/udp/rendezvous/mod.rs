@@ -9,7 +9,7 @@
 //!
 //! All peers of a key are in one worker, so workers share nothing. Datagrams get there by their first byte, connections through
 //! the `lobby`. A second socket, on the next port, is there only so that peers can learn whether their NAT gives them the same
-//! address towards both.
+//! address towards both, and whether it lets in what they did not ask for.
 //!
 //! It is also a hub (`desk`, `arenas`): players who have nothing but the game reach providers through it. TCP has a connection
 //! for each player, which the provider opens to here and the gateway's plane relays; datagrams go in the provider's tunnel.
@@ -28,6 +28,7 @@ mod settings;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -438,6 +439,7 @@ impl Rendezvous {
                         self.tell_address(peer, Way::of(from)); // beside UDP
                     }
                 }
+                tunnel::Event::AskedElsewhere { token, from } => self.answer_elsewhere(peer, token, from),
                 tunnel::Event::Told | tunnel::Event::Answered { .. } | tunnel::Event::Observed { .. } => {}
             }
         }
@@ -475,6 +477,17 @@ impl Rendezvous {
             tunnel.close(reason);
         }
         self.note_lost(peer);
+    }
+
+    /// A peer wants to know whether its NAT lets in what comes from our other port.
+    fn answer_elsewhere(&mut self, peer: TunnelId, token: tunnel::Token, from: SocketAddr) {
+        let now = self.now_us();
+        let Some(tunnel) = self.peers.endpoint().and_then(|endpoint| endpoint.tunnel(peer)) else { return };
+        self.datagram.clear();
+        tunnel.answer_elsewhere(now, token, from, &mut self.datagram);
+        if !self.datagram.is_empty() {
+            self.carrier.send_from_neighbour(from, &self.datagram);
+        }
     }
 
     /// Passes a peer's datagrams on.
