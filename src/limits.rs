@@ -191,8 +191,9 @@ pub const PORT_PAIR_TRIES: usize = 32;
 /// later, and a tenth of the processor is what recorded offers can take.
 pub const RENDEZVOUS_HANDSHAKES: u64 = 500;
 
-/// Connections that have not proved to be a peer's; over it the one that has waited longest goes. Somebody who opens many and
-/// says nothing has to open so many in each round trip of a peer to keep it out.
+/// Connections that have not proved to be a peer's, or half of the room for peers, if that is less; over it the one that has
+/// waited longest goes, or, of a source that has an eighth of them, one of its own. Whoever opens many and says nothing has to
+/// do so from many addresses, and so many in each round trip of a peer, to keep it out.
 pub const STRANGERS_MAX: usize = 1024;
 
 /// Connections of all providers that wait for players at a worker of a rendezvous: a crowd's for more than a hundred of them.

@@ -414,6 +414,25 @@ on_both_engines! {
     }
 }
 
+on_both_engines! {
+    fn where_there_is_little_room_those_who_say_nothing_keep_no_peer_out(engine) {
+        for workers in ["1", "2"] {
+            let rendezvous = rendezvous(engine, &["--workers", workers, "--max-connections", "40"]);
+            let at = address(&rendezvous);
+            // Peers have three quarters of the room, and the others want all of it.
+            let mut crowd: Vec<_> = (0..30).map(|_| Peer::tcp(at)).collect();
+            run_crowd_until(&mut crowd, |crowd| crowd.iter().all(|peer| peer.established == 1));
+            let silent: Vec<_> = (0..300).map(|_| connect(at)).collect();
+            let (mut peers, flow) = paired([Peer::tcp(at), Peer::tcp(at)]);
+            echo(&mut peers, flow, b"here we are");
+            let last = silent.last().expect("there are some");
+            last.set_nonblocking(true).expect("it can be set");
+            let kept = (&*last).read(&mut [0]).map_err(|error| error.kind());
+            assert_eq!(kept, Err(std::io::ErrorKind::WouldBlock), "peers came in before all the others were let go");
+        }
+    }
+}
+
 #[test]
 fn of_those_who_connect_and_say_nothing_only_so_many_are_kept() {
     for workers in ["1", "2"] {

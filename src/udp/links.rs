@@ -16,6 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use super::strangers::Strangers;
 use crate::engine::{Engine, Readiness, Token};
 use crate::limits;
 use crate::proto::rendezvous::data::{DataId, HELLO_BYTES, HELLO_HEAD};
@@ -53,8 +54,8 @@ pub(super) struct Links {
     readable: VecDeque<u32>,
     arrived: Box<[u8]>,
     leaving: Vec<u8>,
-    /// Accepted ones that have proved nothing yet, with the time until when they may.
-    unproven: VecDeque<(Instant, u32)>,
+    /// Accepted ones that have proved nothing yet.
+    strangers: Strangers,
     news: VecDeque<News>,
     /// Those that are connections for players, to be taken.
     data: VecDeque<(u32, DataId)>,
@@ -117,7 +118,7 @@ impl Links {
             readable: VecDeque::new(),
             arrived: vec![0; PACKET_BYTES_MAX + HEAD_BYTES + READ_BYTES].into(),
             leaving: Vec::new(),
-            unproven: VecDeque::new(),
+            strangers: Strangers::new(limits::STRANGERS_MAX.min(links_max / 2)),
             news: VecDeque::new(),
             data: VecDeque::new(),
             links_max,
@@ -127,6 +128,19 @@ impl Links {
 
     pub(super) fn len(&self) -> usize {
         self.of.len()
+    }
+
+    /// Those that have proved nothing yet.
+    pub(super) fn strangers(&self) -> usize {
+        self.strangers.numbers().filter(|number| self.is_stranger(*number)).count()
+    }
+
+    pub(super) fn has_strangers(&self) -> bool {
+        self.strangers.numbers().any(|number| self.is_stranger(number))
+    }
+
+    fn is_stranger(&self, number: u32) -> bool {
+        self.of.get(&number).is_some_and(|link| !link.is_proven)
     }
 
     /// Begins a link. Packets may be sent at once: they wait until it is connected. With `from` it has a port that others may
@@ -139,13 +153,15 @@ impl Links {
         self.add(socket, to, State::Connecting, engine)
     }
 
-    /// Takes a connection of somebody who has a while to prove that he is a peer.
+    /// Takes a connection of somebody who has a while to prove that he is a peer. Where all places are taken, somebody who has proved
+    /// nothing makes room.
     pub(super) fn accept(&mut self, socket: OwnedFd, now: Instant, engine: &mut Engine) -> io::Result<u32> {
+        while self.of.len() >= self.links_max && self.drop_stranger(engine) {}
         let from = socket::peer_address(socket.as_fd())?;
         let number = self.add(socket, from, State::Open, engine)?;
-        self.unproven.push_back((now + limits::HANDSHAKE_TIMEOUT, number));
-        if self.unproven.len() > limits::STRANGERS_MAX {
-            self.drop_stranger();
+        let connection = self.of[&number].socket.as_fd();
+        if let Some(number) = self.strangers.add(number, connection, now) {
+            self.fail_unproven(number);
         }
         Ok(number)
     }
@@ -367,26 +383,30 @@ impl Links {
 
     /// When somebody has had the time to prove that he is a peer.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.unproven.front().map(|(until, _)| *until)
+        self.strangers.deadline()
     }
 
     /// Ends those who have proved nothing in time.
     pub(super) fn expire(&mut self, now: Instant) {
-        while let Some((_, number)) = self.unproven.front().copied().filter(|(until, _)| *until <= now) {
-            self.unproven.pop_front();
+        while let Some(number) = self.strangers.pop_expired(now) {
             self.fail_unproven(number);
         }
     }
 
-    /// Ends the one who has waited longest, so that those who say nothing keep nobody out.
-    fn drop_stranger(&mut self) {
-        if let Some((_, number)) = self.unproven.pop_front() {
-            self.fail_unproven(number);
+    /// Lets the stranger go at once that has waited longest. Whether there was one.
+    pub(super) fn drop_stranger(&mut self, engine: &mut Engine) -> bool {
+        while let Some(number) = self.strangers.pop() {
+            if self.is_stranger(number) {
+                self.fail_unproven(number);
+                self.close(number, engine);
+                return true;
+            }
         }
+        false
     }
 
     fn fail_unproven(&mut self, number: u32) {
-        if self.of.get(&number).is_some_and(|link| !link.is_proven) {
+        if self.is_stranger(number) {
             self.fail(number, Some(io::ErrorKind::TimedOut.into()));
         }
     }
@@ -516,6 +536,37 @@ mod tests {
     }
 
     #[test]
+    fn strangers_take_half_of_the_places_and_peers_all_of_them() {
+        let mut pair = Pair::new(Choice::Auto);
+        let (door, to) = door();
+        let accept = |pair: &mut Pair| {
+            let client = std::net::TcpStream::connect(to).expect("it listens");
+            let accepted = socket::accept(door.as_fd()).expect("somebody is there");
+            (client, pair.links.accept(accepted, clock::now(), &mut pair.engine))
+        };
+        let prove =
+            |pair: &mut Pair, number: &u32| pair.links.of.get_mut(number).expect("it is there").is_proven = true;
+        let mut clients = Vec::new();
+        for _ in 0..20 {
+            let (client, number) = accept(&mut pair);
+            clients.push((client, number.expect("others make room")));
+            while pair.links.poll_news(&mut pair.engine).is_some() {}
+            assert!(pair.links.strangers() <= PLACES / 2 && pair.links.len() <= PLACES);
+        }
+        let last = clients.last().expect("there are some").1;
+        assert!(pair.links.of.contains_key(&last));
+        // All places are taken, half of them by those who say nothing: a peer is let in, until all are peers.
+        for peers in pair.links.len() - pair.links.strangers()..PLACES {
+            let (client, number) = accept(&mut pair);
+            clients.push((client, number.unwrap_or_else(|error| panic!("after {peers} peers: {error}"))));
+            prove(&mut pair, &clients.last().expect("it is there").1);
+            while pair.links.poll_news(&mut pair.engine).is_some() {}
+        }
+        assert_eq!((pair.links.len(), pair.links.strangers()), (PLACES, 0));
+        assert!(accept(&mut pair).1.is_err(), "there is no room");
+    }
+
+    #[test]
     fn nobody_is_there_is_told() {
         let closed = socket::listen(([127, 0, 0, 1], 0).into(), false, 1).expect("a free port");
         let to = socket::local_address(closed.as_fd()).expect("it is bound");
@@ -535,6 +586,14 @@ mod tests {
         assert_eq!(pair.links.local_address(number), Some(from));
     }
 
+    const PLACES: usize = 8;
+
+    fn door() -> (OwnedFd, SocketAddr) {
+        let door = socket::listen(([127, 0, 0, 1], 0).into(), false, 64).expect("a free port");
+        let to = socket::local_address(door.as_fd()).expect("it is bound");
+        (door, to)
+    }
+
     /// Both ends of a link in one table.
     struct Pair {
         engine: Engine,
@@ -551,7 +610,7 @@ mod tests {
             let mut engine = Engine::new(kind, 8, runtime).expect("an engine");
             let door = socket::listen(([127, 0, 0, 1], 0).into(), false, 1).expect("a free port");
             let to = socket::local_address(door.as_fd()).expect("it is bound");
-            let mut links = Links::new(8);
+            let mut links = Links::new(PLACES);
             let ours = links.connect(to, Some(([127, 0, 0, 1], 0).into()), &mut engine).expect("it is on its way");
             let mut poll = [nix::poll::PollFd::new(door.as_fd(), nix::poll::PollFlags::POLLIN)];
             nix::poll::poll(&mut poll, 60_000u16).expect("it can be polled");

@@ -24,6 +24,7 @@ pub mod rendezvous;
 mod sessions;
 mod settings;
 mod status;
+mod strangers;
 mod stream;
 mod streams;
 mod via;

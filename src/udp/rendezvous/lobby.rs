@@ -4,17 +4,17 @@
 //!
 //! Players go the same way, once it is known whom they want, when that provider is not here.
 //!
-//! Whoever says nothing is let go after a while, and earlier when too many wait: the one who has waited longest. A connection
+//! Whoever says nothing is let go after a while, and earlier when too many wait ([`Strangers`]). A connection
 //! that finds no room on its way to another worker is let go, too; its peer comes again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use super::super::strangers::Strangers;
 use super::settings::Settings;
 use crate::engine::{Engine, Token};
-use crate::limits;
 use crate::sys::{control, socket};
 use crate::tcp::guest::{GUEST_BYTES_MAX, Guest};
 
@@ -27,8 +27,8 @@ const TAKEN_PER_TURN: usize = 64;
 #[derive(Debug)]
 pub(super) struct Lobby {
     waiting: HashMap<u32, OwnedFd>,
-    /// By when, with some that have left already.
-    order: VecDeque<(Instant, u32)>,
+    /// With some that have left already.
+    strangers: Strangers,
     last_number: u32,
     /// Where connections from other workers arrive, and whether some may have.
     inbox: OwnedFd,
@@ -38,9 +38,22 @@ pub(super) struct Lobby {
 }
 
 impl Lobby {
-    pub(super) fn new(inbox: OwnedFd, outboxes: Vec<OwnedFd>, engine: &mut Engine) -> io::Result<Self> {
+    /// At most `most` wait.
+    pub(super) fn new(inbox: OwnedFd, outboxes: Vec<OwnedFd>, most: usize, engine: &mut Engine) -> io::Result<Self> {
         engine.watch_arrivals(inbox.as_fd(), Token::new(super::MAIL, 0, 0))?;
-        Ok(Self { waiting: HashMap::new(), order: VecDeque::new(), last_number: 0, inbox, has_mail: true, outboxes })
+        Ok(Self {
+            waiting: HashMap::new(),
+            strangers: Strangers::new(most),
+            last_number: 0,
+            inbox,
+            has_mail: true,
+            outboxes,
+        })
+    }
+
+    /// Connections that wait here.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
     }
 
     /// Hands a player to another worker. False when there is no room.
@@ -58,11 +71,9 @@ impl Lobby {
     pub(super) fn add(&mut self, connection: OwnedFd, now: Instant, engine: &mut Engine) -> io::Result<()> {
         let number = self.new_number();
         engine.watch(connection.as_fd(), token(number))?;
+        let gone = self.strangers.add(number, connection.as_fd(), now);
         self.waiting.insert(number, connection);
-        self.order.push_back((now + limits::HANDSHAKE_TIMEOUT, number));
-        if self.order.len() > limits::STRANGERS_MAX {
-            self.drop_first(engine);
-        }
+        gone.into_iter().for_each(|number| self.let_go(number, engine));
         Ok(())
     }
 
@@ -75,10 +86,19 @@ impl Lobby {
         }
     }
 
-    fn drop_first(&mut self, engine: &mut Engine) {
-        if let Some((_, number)) = self.order.pop_front()
-            && let Some(connection) = self.waiting.remove(&number)
+    /// Whether there was somebody to make room.
+    pub(super) fn drop_first(&mut self, engine: &mut Engine) -> bool {
+        let before = self.waiting.len();
+        while self.waiting.len() == before
+            && let Some(number) = self.strangers.pop()
         {
+            self.let_go(number, engine);
+        }
+        self.waiting.len() < before
+    }
+
+    fn let_go(&mut self, number: u32, engine: &mut Engine) {
+        if let Some(connection) = self.waiting.remove(&number) {
             engine.forget(connection, token(number));
         }
     }
@@ -145,18 +165,18 @@ impl Lobby {
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.order.front().map(|(until, _)| *until)
+        self.strangers.deadline()
     }
 
     pub(super) fn expire(&mut self, now: Instant, engine: &mut Engine) {
-        while self.deadline().is_some_and(|until| until <= now) {
-            self.drop_first(engine);
+        while let Some(number) = self.strangers.pop_expired(now) {
+            self.let_go(number, engine);
         }
     }
 
     /// Lets everybody go.
     pub(super) fn close(&mut self, engine: &mut Engine) {
-        self.order.clear();
+        self.strangers.clear();
         for (number, connection) in self.waiting.drain() {
             engine.forget(connection, token(number));
         }

@@ -37,6 +37,7 @@ use super::carrier::Carrier;
 use super::links::{self, Links};
 use super::peers::Peers;
 use crate::engine::{Engine, Event};
+use crate::limits;
 use crate::proto::rendezvous::SERVICE;
 use crate::proto::rendezvous::meter::Meter;
 use crate::proto::rendezvous::registry::{Limits, Registry};
@@ -116,7 +117,8 @@ impl Rendezvous {
         carrier.links.takes_data = true;
         let doors = Doors::new(listeners);
         doors.open(&mut engine)?;
-        let lobby = mail.map(|(inbox, outboxes)| Lobby::new(inbox, outboxes, &mut engine)).transpose()?;
+        let strangers = limits::STRANGERS_MAX.min(settings.peers_max / 2);
+        let lobby = mail.map(|(inbox, outboxes)| Lobby::new(inbox, outboxes, strangers, &mut engine)).transpose()?;
         let mut rendezvous = Self {
             engine,
             events: Vec::new(),
@@ -356,8 +358,12 @@ impl Rendezvous {
     fn admit(&mut self) -> bool {
         let more_mail = self.take_mail();
         for _ in 0..accept::PER_TURN {
-            let room = self.carrier.links.len() < self.settings.peers_max;
+            let is_full = self.is_full();
+            let room = !is_full || self.has_strangers();
             let Some((_, connection)) = self.doors.admit(room, self.now) else { return more_mail };
+            if is_full {
+                self.make_room();
+            }
             match &mut self.lobby {
                 None => self.link(connection),
                 Some(lobby) => {
@@ -368,6 +374,24 @@ impl Rendezvous {
             }
         }
         true
+    }
+
+    /// As many connections as there are to be peers.
+    fn is_full(&self) -> bool {
+        let waiting = self.lobby.as_ref().map_or(0, Lobby::len);
+        self.carrier.links.len() + waiting >= self.settings.peers_max
+    }
+
+    fn has_strangers(&self) -> bool {
+        self.carrier.links.has_strangers() || self.lobby.as_ref().is_some_and(|lobby| lobby.len() > 0)
+    }
+
+    /// Lets one of those go for somebody new, first one that has said nothing at all.
+    fn make_room(&mut self) {
+        let Self { carrier, lobby, engine, .. } = self;
+        if !lobby.as_mut().is_some_and(|lobby| lobby.drop_first(engine)) {
+            carrier.links.drop_stranger(engine);
+        }
     }
 
     fn take_mail(&mut self) -> bool {
