@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use common::tunnel::{Daemon, SECRET};
+use common::tunnel::{Daemon, SECRET, udp_echo, udp_socket};
 use common::{
-    PATIENCE, Random, backend, closed_port, connect, echo_backend, echoes, ends_half_by_half, program, read_answer,
-    read_to_end, reset, silent_backend, token_with, wait_until,
+    PATIENCE, Random, backend, closed_port, connect, echo_backend, echoes, ends_half_by_half, output, program,
+    read_answer, read_to_end, reset, silent_backend, token_with, wait_until,
 };
 
 /// The public machine, with a gateway.
@@ -92,6 +92,34 @@ on_both_engines! {
     fn a_player_reaches_an_exposed_service_and_each_half_ends_by_itself(engine) {
         let (hub, _provider) = echo(engine);
         ends_half_by_half(connect(hub.exposed(0)));
+    }
+}
+
+on_both_engines! {
+    fn the_page_of_figures_counts_players_and_what_is_moved_for_them(engine) {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let admin = format!("unix:{}", directory.path().join("page.sock").display());
+        let hub = Hub::start(engine, &["game", "udp://game"], &["--workers", "2", "--admin", &admin]);
+        let (tcp, udp) = (echo_backend().to_string(), udp_echo().to_string());
+        let _provider = hub.provide(engine, &["--tcp", &tcp, "--udp", &udp]);
+        let figures = || {
+            let told = output(&["status", "--json", "--admin", &admin]).stdout;
+            serde_json::from_slice::<serde_json::Value>(&told).expect("it is JSON")["rendezvous"].clone()
+        };
+        let is = |key: &str, expected: u64| wait_until(|| figures()[key] == expected, || format!("{key}: {}", figures()));
+        let mut player = connect(hub.exposed(0));
+        assert!(echoes(&mut player));
+        is("hub_players_tcp", 1);
+        let moved = figures()["hub_bytes"].as_u64().expect("a number");
+        assert!(moved > 0, "{}", figures());
+        drop(player);
+        is("hub_players_tcp", 0);
+        is("hub_bytes", moved);
+        let player = udp_socket();
+        player.send_to(b"hello", hub.exposed(1)).expect("it is sent");
+        assert_eq!(player.recv(&mut [0; 16]).expect("it comes back"), 5);
+        is("hub_players_udp", 1);
+        is("hub_bytes", moved + 10);
     }
 }
 

@@ -433,6 +433,61 @@ on_both_engines! {
     }
 }
 
+on_both_engines! {
+    fn the_page_of_figures_tells_what_is_relayed_by_each_worker_and_by_all(engine) {
+        let home = |secret: &&String| Key::from_secret(secret.as_bytes()).id().0[0] % 2;
+        let secrets = (0..).map(|number| format!("secret number {number} that is long enough"));
+        let secrets: Vec<String> = secrets.take(64).collect();
+        let of_homes = [0, 1].map(|number| secrets.iter().find(|secret| home(secret) == number).expect("one of many"));
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let files = of_homes.map(|secret| {
+            let file = directory.path().join(secret);
+            std::fs::write(&file, secret).expect("it is written");
+            format!("--secret-file={}", file.display())
+        });
+        let admin = format!("unix:{}", directory.path().join("page.sock").display());
+        let rendezvous = rendezvous(engine, &["--workers", "2", "--admin", &admin, &files[0], &files[1]]);
+        let at = address(&rendezvous);
+        let figures = || {
+            let told = output(&["status", "--json", "--admin", &admin]).stdout;
+            serde_json::from_slice::<serde_json::Value>(&told).expect("it is JSON")["rendezvous"].clone()
+        };
+        let mut kept = Vec::new();
+        for (secret, bytes) in of_homes.into_iter().zip([100, 1_000]) {
+            let peers = [Peer::with(at, secret, udp_wire()), Peer::with(at, secret, tcp_wire(at))];
+            let (mut peers, flow) = paired(peers);
+            echo(&mut peers, flow, &vec![7; bytes]);
+            let wish = peers[1].client.connect(name("another")).expect("far from the limit");
+            run_until(&mut peers, |[_, visitor]| visitor.has_heard(Event::Waiting(wish)));
+            kept.push(peers);
+        }
+        let told = figures();
+        for (worker, bytes) in told["workers"].as_array().expect("one each").iter().zip([200, 2_000]) {
+            assert_eq!((&worker["peers"], &worker["relayed_bytes"]), (&2.into(), &bytes.into()), "{told}");
+        }
+        for (key, expected) in [
+            ("peers", 4),
+            ("providers", 2),
+            ("visitors", 2),
+            ("services", 2),
+            ("flows", 4),
+            ("flows_waiting", 2),
+            ("relayed_datagrams", 4),
+            ("relayed_bytes", 2_200),
+            ("links", 2),
+            ("strangers", 0),
+            ("hub_players_udp", 0),
+        ] {
+            assert_eq!(told[key], expected, "{key}: {told}");
+        }
+        let _stranger = connect(at);
+        wait_until(|| figures()["strangers"] == 1, || figures().to_string());
+        let shown = output(&["status", "--admin", &admin]).stdout;
+        let shown = String::from_utf8_lossy(&shown);
+        assert!(shown.contains("4 peers (2 provide, 2 visit)") && shown.contains("2.2 kB relayed"), "{shown}");
+    }
+}
+
 #[test]
 fn of_those_who_connect_and_say_nothing_only_so_many_are_kept() {
     for workers in ["1", "2"] {

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::failure::{Code, Failure};
 use crate::limits;
 use crate::supervisor::Admin;
-use crate::worker::PeerStatus;
+use crate::worker::{Figures, PeerStatus};
 
 #[derive(clap::Args)]
 pub(super) struct Show {
@@ -48,6 +48,9 @@ impl Show {
         let (pid, workers, silent) = (number("pid"), number("workers"), number("workers_silent"));
         let silent = if silent == 0 { String::new() } else { format!(", {silent} silent") };
         super::print(format_args!("gateway {pid}: {workers} workers{silent}, {} connections", number("connections")))?;
+        if let Ok(figures) = Figures::deserialize(&status["rendezvous"]) {
+            print_rendezvous(&figures)?;
+        }
         let peers = Vec::<PeerStatus>::deserialize(&status["peers"]).unwrap_or_default();
         if peers.is_empty() {
             return Ok(());
@@ -65,6 +68,31 @@ impl Show {
             more => super::print(format_args!("and {more} more")),
         }
     }
+}
+
+fn print_rendezvous(of: &Figures) -> Result<(), Failure> {
+    let Figures { peers, providers, visitors, services, flows, flows_waiting, links, .. } = of;
+    super::print(format_args!(
+        "rendezvous: {peers} peers ({providers} provide, {visitors} visit), {links} TCP connections; {services} services; {flows} \
+         flows, {flows_waiting} waiting; {} relayed",
+        bytes(of.relayed_bytes)
+    ))?;
+    let Figures { hub_players_tcp, hub_players_udp, hub_ready, .. } = of;
+    super::print(format_args!(
+        "hub: players {hub_players_tcp} by TCP, {hub_players_udp} by UDP; {hub_ready} connections ready; {} relayed",
+        bytes(of.hub_bytes)
+    ))
+}
+
+/// With three digits or more.
+fn bytes(count: u64) -> String {
+    let units = ["bytes", "kB", "MB", "GB", "TB"];
+    let mut unit = 0;
+    let mut shown = count as f64;
+    while shown >= 1000.0 && unit + 1 < units.len() {
+        (shown, unit) = (shown / 1000.0, unit + 1);
+    }
+    if unit == 0 { format!("{count} bytes") } else { format!("{shown:.1} {}", units[unit]) }
 }
 
 fn ask(admin: &Admin) -> std::io::Result<String> {

@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 use crate::limits;
 use crate::proto::http::{self, Get, Question, Status};
-use crate::worker;
+use crate::worker::{self, Figures};
 
 /// Where figures are asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -183,6 +183,7 @@ async fn status(workers: &[mpsc::Sender<Asker>]) -> Value {
         });
     }
     let silent = heard.iter().filter(|status| status.is_none()).count();
+    let rendezvous = rendezvous(&heard);
     let known: Vec<_> = heard.into_iter().flatten().collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -192,7 +193,19 @@ async fn status(workers: &[mpsc::Sender<Asker>]) -> Value {
         "connections": known.iter().map(|status| status.connections).sum::<usize>(),
         "peers": known.iter().flat_map(|status| &status.peers).collect::<Vec<_>>(),
         "peers_left_out": known.iter().map(|status| status.peers_left_out).sum::<usize>(),
+        "rendezvous": rendezvous,
     })
+}
+
+/// The figures of a rendezvous: all workers together, and each of them. Null where there is none.
+fn rendezvous(heard: &[Option<worker::Status>]) -> Value {
+    let workers: Vec<Option<Figures>> = heard.iter().map(|status| status.as_ref()?.rendezvous).collect();
+    if workers.iter().all(Option::is_none) {
+        return Value::Null;
+    }
+    let mut all = json!(workers.iter().flatten().copied().sum::<Figures>());
+    all["workers"] = json!(workers);
+    all
 }
 
 impl FromStr for Admin {

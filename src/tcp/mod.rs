@@ -84,6 +84,8 @@ pub struct Tcp {
     connections: Slab<Connection>,
     /// Connections that move much, each once: they wait until the light ones have been served.
     heavy: VecDeque<Key>,
+    /// Moved in games that have ended, of players whose backend was a provider's connection.
+    hub_bytes: u64,
     /// What light connections had to be told since a heavy one had its share.
     light_events: usize,
     doors: Doors,
@@ -139,6 +141,8 @@ struct Connection {
     /// Enough of a hash to tell targets apart in the log, when there is one.
     target: Option<String>,
     kind: Kind,
+    /// The backend is a provider's connection, or is to be.
+    is_at_hub: bool,
     state: State,
 }
 
@@ -221,6 +225,7 @@ impl Tcp {
         let mut tcp = Self {
             connections: Slab::new(),
             heavy: VecDeque::new(),
+            hub_bytes: 0,
             light_events: 0,
             doors: Doors::new(listeners),
             crowded: false,
@@ -235,6 +240,12 @@ impl Tcp {
     #[must_use]
     pub fn connections(&self) -> usize {
         self.connections.len() - self.reserved()
+    }
+
+    /// Players whose backend is a provider's connection, or is to be, and bytes that were moved for such, both ways.
+    pub(crate) fn at_hub(&self) -> (usize, u64) {
+        let at_hub = || self.connections.iter().map(|(_, connection)| connection).filter(|of| of.is_at_hub);
+        (at_hub().count(), self.hub_bytes + at_hub().map(Connection::moved_bytes).sum::<u64>())
     }
 
     /// Connections that wait for players. They are a provider's, who lets nobody in himself.
@@ -457,6 +468,7 @@ impl Tcp {
             queued: false,
             target: None,
             kind,
+            is_at_hub: matches!(state, State::Hub(_)),
             state,
         });
         Some(slot)
@@ -502,6 +514,7 @@ impl Tcp {
                     connection.target =
                         tracing::enabled!(tracing::Level::DEBUG).then(|| Target::Provider(provided).hash());
                     let hub = Hub::new(provided, early, context);
+                    connection.is_at_hub = true;
                     std::mem::replace(&mut connection.state, State::Hub(Box::new(hub)))
                 }
                 Next::Relay { backend, early } => {
@@ -525,6 +538,9 @@ impl Tcp {
     fn close(&mut self, slot: u32, ending: Ending) {
         let connection = self.connections.remove(slot as usize);
         self.context.timers.cancel(slot);
+        if connection.is_at_hub {
+            self.hub_bytes += connection.moved_bytes();
+        }
         connection.log(ending, self.context.now);
         connection.state.let_go(&mut self.context);
         self.context.engine.forget(connection.client.socket, connection.client.token);
@@ -580,6 +596,13 @@ impl Connection {
     /// Moves so much that others go first.
     fn is_heavy(&self) -> bool {
         matches!(&self.state, State::Relay(relay) if relay.is_heavy(&self.client))
+    }
+
+    fn moved_bytes(&self) -> u64 {
+        match &self.state {
+            State::Relay(relay) => relay.moved().0 + relay.moved().1,
+            _ => 0,
+        }
     }
 
     /// Remembers what has changed. False when it concerns nobody here any more.

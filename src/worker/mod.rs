@@ -27,6 +27,7 @@ use plane::Plane;
 pub use plane::Settings;
 
 pub use crate::udp::PeerStatus;
+pub use crate::udp::rendezvous::Figures;
 
 /// What a supervisor says. The secrets of `Boot` and `Reload` stand behind it in the same message.
 #[derive(Debug, Serialize, Deserialize)]
@@ -101,6 +102,8 @@ pub struct Status {
     pub peers: Vec<PeerStatus>,
     /// How many there are besides.
     pub peers_left_out: usize,
+    /// `None` where there is no rendezvous.
+    pub rendezvous: Option<Figures>,
 }
 
 /// The life of a worker process.

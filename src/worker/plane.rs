@@ -17,7 +17,7 @@ use crate::tcp::hub::NoConnection;
 use crate::tcp::{self, Tcp};
 use crate::udp::{
     self, Udp,
-    rendezvous::{self, Rendezvous},
+    rendezvous::{self, Figures, Rendezvous},
 };
 
 /// What a worker is told to be.
@@ -175,7 +175,13 @@ impl Plane {
         let mut peers = self.tables.tunnel.as_mut().map(|(udp, _)| udp.peers()).unwrap_or_default();
         let peers_left_out = peers.len().saturating_sub(limits::PEERS_SHOWN_MAX);
         peers.truncate(limits::PEERS_SHOWN_MAX);
-        Status { connections, peers, peers_left_out }
+        Status { connections, peers, peers_left_out, rendezvous: self.figures() }
+    }
+
+    fn figures(&self) -> Option<Figures> {
+        let figures = self.tables.rendezvous.as_ref()?.figures();
+        let (players, bytes) = self.tables.gateway.as_ref().map_or((0, 0), |(tcp, _)| tcp.at_hub());
+        Some(Figures { hub_players_tcp: players as u64, hub_bytes: figures.hub_bytes + bytes, ..figures })
     }
 
     /// True when it drains, and nobody is left.

@@ -72,6 +72,21 @@ pub enum Limited {
     Wishes,
 }
 
+/// How many there are of everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    pub peers: usize,
+    /// Peers that have a service.
+    pub providers: usize,
+    /// Peers that have a flow of their own, one that waits included.
+    pub visitors: usize,
+    /// Services with a provider.
+    pub services: usize,
+    /// Flows of visitors, and those of them that wait for a provider.
+    pub flows: usize,
+    pub flows_waiting: usize,
+}
+
 /// The key has as many peers as it may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooMany;
@@ -198,6 +213,21 @@ impl<P: Copy + Ord + Hash + Debug> Registry<P> {
     #[must_use]
     pub fn key_of(&self, peer: P) -> Option<Id> {
         self.members.get(&peer).map(|member| member.key)
+    }
+
+    /// Looks through all members: for whoever asks now and then.
+    #[must_use]
+    pub fn census(&self) -> Census {
+        let is_visitor = |member: &&Member<P>| member.flows.keys().any(|flow| !flow.is_of_provider());
+        let is_present = |service: &&Registration<P>| matches!(service.holder, Holder::Present(_));
+        Census {
+            peers: self.members.len(),
+            providers: self.members.values().filter(|member| !member.services.is_empty()).count(),
+            visitors: self.members.values().filter(is_visitor).count(),
+            services: self.services.values().filter(is_present).count(),
+            flows: self.accounts.values().map(|account| account.flows).sum(),
+            flows_waiting: self.accounts.values().map(|account| account.wishes).sum(),
+        }
     }
 
     /// The next that is to be told, and whom.

@@ -34,6 +34,8 @@ pub(super) struct Arenas {
     players: Sessions<(usize, SocketAddr), Player>,
     hosts: Hosts,
     buffer: Box<[u8]>,
+    /// Moved between players and providers.
+    pub(super) moved_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -72,7 +74,11 @@ impl Arenas {
         };
         let arenas: Vec<_> = (0..).zip(sockets.into_iter().zip(&settings.exposed.datagrams)).map(arena).collect();
         let buffer = vec![0; if arenas.is_empty() { 0 } else { udp::RECEIVE_BYTES }].into();
-        Self { arenas, players: Sessions::new(), hosts: Hosts::default(), buffer }
+        Self { arenas, players: Sessions::new(), hosts: Hosts::default(), buffer, moved_bytes: 0 }
+    }
+
+    pub(super) fn players(&self) -> usize {
+        self.players.len()
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -145,6 +151,7 @@ impl Arenas {
                 }
                 for datagram in received.datagrams(&mut self.buffer) {
                     tunnel.send_datagram(session, channel, from, datagram);
+                    self.moved_bytes += datagram.len() as u64;
                 }
             }
         }
@@ -158,6 +165,7 @@ impl Arenas {
         if arena.channel.number == info.port && arena.provider == Some(provider) {
             let batch = Batch { bytes, segment_bytes: bytes.len(), to, from: player.to, whole: false };
             let _ = arena.outlet.send(arena.socket.as_fd(), &batch); // lost, as on any bad network
+            self.moved_bytes += bytes.len() as u64;
             self.players.by_number(info.session, now);
         }
     }

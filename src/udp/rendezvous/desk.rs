@@ -57,6 +57,11 @@ impl Desk {
         }
     }
 
+    /// Connections that wait for players.
+    pub(super) fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
     /// There is none.
     pub(super) fn refuse(&mut self, asker: Key, why: NoConnection) {
         self.found.push_back((asker, Err(why)));

@@ -21,6 +21,7 @@
 
 mod arenas;
 mod desk;
+mod figures;
 mod journal;
 mod lobby;
 mod members;
@@ -51,6 +52,7 @@ use crate::tcp::guest::Guest;
 use crate::tcp::hub::{NoConnection, Want};
 use arenas::Arenas;
 use desk::Desk;
+pub use figures::Figures;
 use journal::Journal;
 use lobby::{Lobby, Mail};
 use members::{Listening, Member};
@@ -94,6 +96,8 @@ pub struct Rendezvous {
     /// Players from other workers.
     guests: VecDeque<Guest>,
     datagram: Vec<u8>,
+    /// Datagrams passed on in flows, and their bytes.
+    relayed: (u64, u64),
     /// Something may have been left over by the last turn.
     crowded: bool,
     closing: bool,
@@ -139,6 +143,7 @@ impl Rendezvous {
             homes: 0,
             guests: VecDeque::new(),
             datagram: Vec::new(),
+            relayed: (0, 0),
             crowded: true,
             closing: false,
             look_at: now + LOOK_PAUSE,
@@ -168,6 +173,28 @@ impl Rendezvous {
     pub fn connections(&self) -> usize {
         let plays = |member: &&Member| member.relayed >= GAME_DATAGRAMS;
         if self.closing { self.members.values().filter(plays).count() } else { self.members.len() }
+    }
+
+    /// How things are. Players by TCP are the gateway's to count.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        let census = self.registry.census();
+        Figures {
+            peers: census.peers as u64,
+            providers: census.providers as u64,
+            visitors: census.visitors as u64,
+            services: census.services as u64,
+            flows: census.flows as u64,
+            flows_waiting: census.flows_waiting as u64,
+            relayed_datagrams: self.relayed.0,
+            relayed_bytes: self.relayed.1,
+            links: (self.carrier.links.len() - self.carrier.links.strangers()) as u64,
+            strangers: self.strangers() as u64,
+            hub_ready: self.desk.ready() as u64,
+            hub_players_tcp: 0,
+            hub_players_udp: self.arenas.players() as u64,
+            hub_bytes: self.arenas.moved_bytes,
+        }
     }
 
     /// Lets in nobody any more; games go on.
@@ -382,6 +409,11 @@ impl Rendezvous {
         self.carrier.links.len() + waiting >= self.settings.peers_max
     }
 
+    /// Connections that have proved nothing yet.
+    fn strangers(&self) -> usize {
+        self.carrier.links.strangers() + self.lobby.as_ref().map_or(0, Lobby::len)
+    }
+
     fn has_strangers(&self) -> bool {
         self.carrier.links.has_strangers() || self.lobby.as_ref().is_some_and(|lobby| lobby.len() > 0)
     }
@@ -538,6 +570,7 @@ impl Rendezvous {
             }
             if let Some(tunnel) = endpoint.tunnel(to) {
                 tunnel.send_datagram(flow.0, 0, None, &self.datagram);
+                self.relayed = (self.relayed.0 + 1, self.relayed.1 + self.datagram.len() as u64);
                 member.relayed = member.relayed.saturating_add(1);
             }
         }
