@@ -23,6 +23,7 @@ on_both_engines! {
         assert_eq!(peer["remote"], pair.provider.udp().to_string(), "{status}");
         assert!(peer["rtt_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{status}");
         assert!(peer["loss"].is_number() && peer["why"].is_string(), "{status}");
+        assert_eq!(peer["keep_alive_s"], 15.0, "{status}");
         assert_eq!((&status["connections"], &status["workers_silent"]), (&1.into(), &0.into()), "{status}");
         let provider = status_at(&pair.provider.directory.path().join("gateway.sock"));
         assert_eq!(provider["peers"][0]["service"], "game", "{provider}");

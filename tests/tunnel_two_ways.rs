@@ -39,7 +39,17 @@ impl Match {
     }
 
     fn with(seed: u64, straight: &link::Settings, relayed: &link::Settings, transfer_bytes: usize) -> Self {
-        let mut ways = TwoWays::new(seed, straight, relayed, Mode::Auto);
+        Self::wanting(Mode::Auto, seed, straight, relayed, transfer_bytes)
+    }
+
+    fn wanting(
+        mode: Mode,
+        seed: u64,
+        straight: &link::Settings,
+        relayed: &link::Settings,
+        transfer_bytes: usize,
+    ) -> Self {
+        let mut ways = TwoWays::new(seed, straight, relayed, mode);
         let bytes = ways.net.rng().bytes(transfer_bytes);
         let game = ways.visitor().side.send(Vec::new(), false);
         let transfer = (transfer_bytes > 0).then(|| (ways.visitor().side.send(bytes.clone(), true), bytes));
@@ -274,5 +284,86 @@ fn who_gets_another_address_goes_on_straight_within_a_second() {
             assert_eq!(game.ways.remotes(), expected);
             game.end();
         });
+    }
+}
+
+/// Nobody says anything for so long; then how long the next message takes, there and back.
+fn after_silence(game: &mut Match, us: u64) -> u64 {
+    game.ways.net.run_for(us);
+    let said_at = game.ways.net.now();
+    game.say();
+    let before = game.ways.read(game.game);
+    while game.ways.read(game.game) == before {
+        game.ways.net.run_for(MS);
+        assert!(game.ways.net.now() < said_at + 10 * SECOND, "it does not come back");
+    }
+    game.ways.net.now() - said_at
+}
+
+/// Firewalls that forget, at one end or both, on the straight way.
+fn idle_behind(seed: u64, loss: Loss, forget_after_s: [u64; 2]) -> Match {
+    let mut game = Match::new(seed, loss, 0);
+    game.run_until_straight();
+    game.ways.build_firewalls(forget_after_s.map(|seconds| seconds * SECOND));
+    game.run_for(5 * SECOND); // they learn who speaks to whom
+    game.run_until_straight();
+    game.ways.visitor().moves.clear();
+    game
+}
+
+#[test]
+fn after_five_silent_minutes_behind_firewalls_that_forget_after_twenty_seconds_a_message_takes_one_round_trip_more_at_most()
+ {
+    for seed in SEEDS.step_by(5) {
+        let mut game = idle_behind(seed, Loss::None, [20, if seed % 2 == 0 { 20 } else { 0 }]);
+        for more in 0..6 {
+            let took = after_silence(&mut game, 300 * SECOND + more * 2_100 * MS);
+            assert!(took <= 2 * STRAIGHT_RTT_US, "seed {seed}: {took} us");
+            game.run_for(SECOND);
+        }
+        assert_eq!((game.ways.visitor().moves.len(), game.ways.are_straight()), (0, true), "seed {seed}");
+        let keeps = [game.ways.visitor().keep_alive.interval_us(), game.ways.provider().keep_alive.interval_us()];
+        assert_eq!(keeps, [15 * SECOND; 2], "seed {seed}");
+        game.end();
+    }
+}
+
+#[test]
+fn firewalls_that_forget_sooner_are_found_out_and_from_then_on_a_message_takes_one_round_trip_more_at_most() {
+    for seed in SEEDS.step_by(5) {
+        for forget_after in [[10, 10], [10, 0], [0, 10], [6, 300]] {
+            let what = format!("seed {seed}, {forget_after:?} s");
+            let mut game = idle_behind(seed, Loss::None, forget_after);
+            game.ways.net.run_for(300 * SECOND);
+            let moves = game.ways.visitor().moves.len();
+            assert!(moves < 20, "{what}: {moves} moves");
+            for more in 0..3 {
+                let took = after_silence(&mut game, 60 * SECOND + more * 2_100 * MS);
+                assert!(took <= 2 * STRAIGHT_RTT_US, "{what}: {took} us");
+                game.run_for(SECOND);
+            }
+            assert_eq!(game.ways.visitor().moves.len(), moves, "{what}: it moves on and on");
+            let keeps = [game.ways.visitor().keep_alive.interval_us(), game.ways.provider().keep_alive.interval_us()];
+            assert!(*keeps.iter().min().expect("two") < 8 * SECOND, "{what}: {keeps:?}");
+            game.end();
+        }
+    }
+}
+
+#[test]
+fn losses_and_blackouts_teach_no_shorter_keep_alive() {
+    for seed in SEEDS.step_by(5) {
+        let mut game = idle_behind(seed, Loss::Iid(0.05), [120, 120]);
+        game.ways.net.run_for(1_200 * SECOND);
+        for blackout in 0..8 {
+            let links = [&game.ways.straight[..], &game.ways.all_relayed()].concat();
+            game.ways.cut(&links, true);
+            game.ways.net.run_for(3 * SECOND + blackout * 1_700 * MS);
+            game.ways.cut(&links, false);
+            game.ways.net.run_for(47 * SECOND);
+        }
+        let keeps = [game.ways.visitor().keep_alive.interval_us(), game.ways.provider().keep_alive.interval_us()];
+        assert_eq!(keeps, [15 * SECOND; 2], "seed {seed}");
+        game.end();
     }
 }

@@ -204,6 +204,35 @@ fn a_transfer_goes_on_when_this_host_gets_another_address() {
     assert!(back == bytes, "what came back differs");
 }
 
+#[test]
+fn a_router_that_forgets_udp_after_ten_seconds_is_found_out_and_shown() {
+    let Some(world) = World::with([Router::Usual, Router::Usual], &[], &[], |world| {
+        for name in ["udp_timeout", "udp_timeout_stream"] {
+            world.run("rb", "sysctl", &["-qw", &format!("net.netfilter.nf_conntrack_{name}=10")]);
+        }
+    }) else {
+        return;
+    };
+    world.wait_for_path("direct");
+    let daemons = [&world.visitor, &world.provider];
+    assert_eq!(daemons.map(keep_alive_s), [15.0; 2]);
+    let logs = || daemons.map(Daemon::log).concat();
+    // Two silences in which it is forgotten, each of which may take half a minute.
+    wait_until(|| logs().contains("a NAT forgets") || logs().contains("path=\"relay\""), logs);
+    wait_until(|| logs().contains("a NAT forgets"), logs);
+    let shortest = daemons.map(keep_alive_s).into_iter().fold(f64::MAX, f64::min);
+    assert!((5.0..=7.5).contains(&shortest), "{shortest} s");
+    assert!(echoes(&mut world.play()));
+}
+
+/// As the daemon tells it of its only peer.
+fn keep_alive_s(daemon: &Daemon) -> f64 {
+    let mut question = common::program();
+    let asked = question.args(["status", "--json"]).current_dir(daemon.directory.path()).output().expect("it runs");
+    let status: serde_json::Value = serde_json::from_slice(&asked.stdout).expect("it is JSON");
+    status["peers"][0]["keep_alive_s"].as_f64().unwrap_or_else(|| panic!("no keep_alive_s: {status}"))
+}
+
 /// Two homes, and the daemons in them. Daemons end before their namespaces do.
 struct World {
     visitor: Daemon,

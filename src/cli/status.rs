@@ -55,12 +55,17 @@ impl Show {
         if peers.is_empty() {
             return Ok(());
         }
-        super::print(format_args!("{:<20} {:<7} {:<24} {:>9} {:>6}  why", "service", "path", "remote", "rtt", "loss"))?;
+        super::print(format_args!(
+            "{:<20} {:<7} {:<24} {:>9} {:>6} {:>10}  why",
+            "service", "path", "remote", "rtt", "loss", "keep-alive"
+        ))?;
         for peer in peers {
             let remote = peer.remote.map_or_else(|| "-".to_owned(), |remote| remote.to_string());
             let rtt = peer.rtt_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"));
             let loss = format!("{:.1}%", 100.0 * peer.loss);
-            let line = format!("{:<20} {:<7} {remote:<24} {rtt:>9} {loss:>6}  {}", peer.service, peer.path, peer.why);
+            let alive = peer.keep_alive_s.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.1} s"));
+            let (service, path, why) = (peer.service, peer.path, peer.why);
+            let line = format!("{service:<20} {path:<7} {remote:<24} {rtt:>9} {loss:>6} {alive:>10}  {why}");
             super::print(line.trim_end())?;
         }
         match number("peers_left_out") {

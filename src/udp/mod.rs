@@ -39,6 +39,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::{Engine, Event, Token};
 use crate::names::{self, Found, Names};
+use crate::proto::path::KeepAlive;
 use crate::proto::rendezvous::client::Haste;
 use crate::proto::rendezvous::data::DataId;
 use crate::proto::timers::Timers;
@@ -89,6 +90,8 @@ struct Context {
     /// That of the rendezvous.
     via_key: Option<Arc<tunnel::Key>>,
     settings: Settings,
+    /// How often ways through NATs are to be used.
+    keep_alive: KeepAlive,
     /// For bytes on their way within a call.
     scratch: Box<[u8]>,
     /// For a datagram on its way to a player or a service.
@@ -172,6 +175,7 @@ impl Udp {
             keys: tunnel_keys,
             via_key,
             settings,
+            keep_alive: KeepAlive::default(),
             scratch: vec![0; udp::RECEIVE_BYTES].into(),
             datagram: Vec::with_capacity(udp::RECEIVE_BYTES),
             origin: now,
@@ -423,7 +427,7 @@ impl Udp {
                 meeting.ways.note_heard(tunnel, from, &self.context);
             }
             match (&mut self.meeting, &mut self.end) {
-                (Some(meeting), _) if meeting.via.is(tunnel) => meeting.via.note_heard(tunnel, &self.context),
+                (Some(meeting), _) if meeting.via.is(tunnel) => meeting.via.note_heard(tunnel, from, &self.context),
                 (_, End::Visitor(visitor)) => visitor.note_heard(tunnel, &self.context),
                 (_, End::Provider(_)) => {}
             }

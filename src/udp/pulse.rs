@@ -1,7 +1,7 @@
 //! Whether a peer still answers. What leaves just after it was heard may be no more than an acknowledgement; whatever is sent
 //! later it must answer.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Context;
 use super::peers::PeerId;
@@ -26,6 +26,11 @@ impl Pulse {
 
     pub(super) fn note_heard(&mut self, context: &Context) {
         (self.heard_at, self.asked_at) = (context.now, None);
+    }
+
+    /// For how long it has not been heard.
+    pub(super) fn silence(&self, context: &Context) -> Duration {
+        context.now.saturating_duration_since(self.heard_at)
     }
 
     /// Whether the peer has been asked something.

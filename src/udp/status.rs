@@ -18,6 +18,9 @@ pub struct PeerStatus {
     pub rtt_ms: Option<f64>,
     /// Share of our datagrams that did not arrive lately, 0 to 1.
     pub loss: f64,
+    /// After so much silence something is sent, lest a NAT forgets the path, in seconds. `None` where there is no
+    /// peer, or one of kcptun.
+    pub keep_alive_s: Option<f64>,
     /// Why the path is not a better one. Empty when there is none.
     pub why: String,
 }
@@ -25,7 +28,7 @@ pub struct PeerStatus {
 impl PeerStatus {
     pub(super) fn nobody(service: ServiceName, why: &str) -> Self {
         let (path, why) = ("none".to_owned(), why.to_owned());
-        Self { service: service.to_string(), path, remote: None, rtt_ms: None, loss: 0.0, why }
+        Self { service: service.to_string(), path, remote: None, rtt_ms: None, loss: 0.0, keep_alive_s: None, why }
     }
 
     pub(super) fn of_tunnel(service: ServiceName, status: &Status) -> Self {
@@ -34,6 +37,7 @@ impl PeerStatus {
             path: "direct".to_owned(),
             rtt_ms: status.rtt_us.map(|us| us as f64 / 1000.0),
             loss: f64::from(status.loss),
+            keep_alive_s: Some(status.ask_after_us as f64 / 1e6),
             ..Self::nobody(service, "")
         }
     }

@@ -43,8 +43,13 @@ struct Peer {
     won: Won,
     /// When traffic was last sent.
     sent_at: Option<u64>,
+    /// The silence after which its ways are probed, in µs.
+    keep_alive_us: u64,
     due: Instant,
 }
+
+/// A tunnel asks by itself after so much silence, in µs: later than its ways are probed, which is enough.
+const ASK_AFTER_US: u64 = path::INTERVAL_US + 3_000_000;
 
 impl Ways {
     pub(super) fn new(side: Side, via: &settings::Via) -> Self {
@@ -75,9 +80,13 @@ impl Ways {
             why: None,
             won: Won::default(),
             sent_at: None,
+            keep_alive_us: path::INTERVAL_US,
             due: context.now,
         };
         self.of.insert(id, peer);
+        if let Some(tunnel) = context.peers.tunnel(id) {
+            tunnel.ask_after(ASK_AFTER_US);
+        }
         probe(id, remote, carrier, context); // how long it takes is soon to be known, for the first round
     }
 
@@ -202,6 +211,7 @@ impl Ways {
             Way::Udp(remote) => ("direct", Some(remote)),
         };
         (status.path, status.remote, status.why) = (word.to_owned(), remote, peer.why(&path));
+        status.keep_alive_s = Some(context.keep_alive.interval_us() as f64 / 1e6);
     }
 
     /// Whether players may use the way to a peer.
@@ -214,6 +224,7 @@ impl Ways {
         let mut rounds = self.rounds();
         self.of.retain(|id, peer| {
             peer.note_sent(*id, context);
+            peer.keep_alive(context);
             if context.now < peer.due {
                 return true;
             }
@@ -237,6 +248,15 @@ impl Peer {
         }
     }
 
+    /// As often as was learnt here.
+    fn keep_alive(&mut self, context: &Context) {
+        let learnt_us = context.keep_alive.interval_us();
+        if std::mem::replace(&mut self.keep_alive_us, learnt_us) != learnt_us {
+            self.paths.keep_alive(learnt_us);
+            self.due = context.now;
+        }
+    }
+
     fn step(&mut self, id: PeerId, rounds: &mut usize, via: &Via, carrier: &mut Carrier, context: &mut Context) {
         let now = context.now_us();
         if let Some(punching) = &mut self.punching {
@@ -253,6 +273,17 @@ impl Peer {
                         tunnel.use_path(now, to, leaving);
                     }
                     self.log(id, context);
+                }
+                Output::Forgot { silence_us } => {
+                    if context.keep_alive.forgot(silence_us) {
+                        let (after, every) = (silence_us, context.keep_alive.interval_us());
+                        let [after, every] = [after, every].map(Duration::from_micros);
+                        tracing::info!(
+                            ?after,
+                            ?every,
+                            "a NAT forgets what is silent; direct paths are used more often"
+                        );
+                    }
                 }
                 Output::WantRound => {
                     let is_free = self.punching.is_none() && *rounds < limits::ROUNDS_MAX && via.tunnel().is_some();

@@ -4,9 +4,10 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-use gateway::proto::path::{Mode, Output, Paths};
+use gateway::proto::path::{KeepAlive, Mode, Output, Paths};
 use gateway::proto::tunnel::{Event, Service, Settings, StreamId, Way};
 
+use super::nat::{Filtering, Kind, Mapping, Nat, Protocol};
 use super::pair::address;
 use super::side::{Accepts, Side};
 use super::{HostId, LinkId, MS, Net, Node, SECOND, link};
@@ -36,7 +37,11 @@ pub struct Peer {
     pub paths: Option<Paths>,
     pub mode: Mode,
     decides: bool,
-    /// Where the other one is, and the relay.
+    /// A firewall before the straight way, which keeps our address.
+    firewall: Option<Nat>,
+    pub keep_alive: KeepAlive,
+    /// Where we are, the other one is, and the relay.
+    own: SocketAddr,
     straight: SocketAddr,
     relay: SocketAddr,
     round_began: Option<u64>,
@@ -68,6 +73,9 @@ impl TwoWays {
                 paths: None,
                 mode,
                 decides: own == 1,
+                firewall: None,
+                keep_alive: KeepAlive::default(),
+                own: address(own),
                 straight: address(other),
                 relay: address(9),
                 round_began: None,
@@ -132,6 +140,16 @@ impl TwoWays {
         }
     }
 
+    /// From now on there is a firewall before each end that forgets who is silent for so long. 0: none.
+    pub fn build_firewalls(&mut self, forget_after_us: [u64; 2]) {
+        for (host, forgets) in [self.visitor, self.provider].into_iter().zip(forget_after_us) {
+            let rng = self.net.rng().fork();
+            let peer = self.net.node_mut(host).peer_mut();
+            let kind = Kind::new(Mapping::None, Filtering::AddressAndPort).living(forgets);
+            peer.firewall = (forgets > 0).then(|| Nat::new(kind, peer.own.ip(), rng));
+        }
+    }
+
     /// What has come back of a stream of the visitor's.
     pub fn read(&self, stream: StreamId) -> usize {
         self.net.node(self.visitor).peer().side.held(stream).read.len()
@@ -175,6 +193,10 @@ impl Peer {
                     tunnel.use_path(now, to, leaving);
                     self.moves.push((now, to));
                 }
+                (Output::Forgot { silence_us }, _) => {
+                    self.keep_alive.forgot(silence_us);
+                    paths.keep_alive(self.keep_alive.interval_us());
+                }
                 (Output::WantRound, _) => (self.round_began, self.has_found) = (Some(now), false),
                 (_, None) => {}
             }
@@ -185,7 +207,9 @@ impl Peer {
         if self.paths.is_none()
             && let Some(id) = self.side.tunnel
         {
-            let remote = self.side.endpoint.tunnel(id).expect("it lives").status().remote;
+            let tunnel = self.side.endpoint.tunnel(id).expect("it lives");
+            tunnel.ask_after(18 * SECOND);
+            let remote = tunnel.status().remote;
             self.paths = Some(Paths::new(now, self.mode, self.decides, remote, 7));
         }
         let Some(paths) = self.paths.as_mut() else { return };
@@ -199,6 +223,20 @@ impl Peer {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// The firewall has forgotten it.
+    fn is_shut_out(&mut self, now: u64, from: SocketAddr) -> bool {
+        let (own, straight) = (self.own, self.straight);
+        let firewall = self.firewall.as_mut().filter(|_| from == straight);
+        firewall.is_some_and(|firewall| firewall.inbound(now, Protocol::Udp, from, own).is_none())
+    }
+
+    fn note_leaving(&mut self, now: u64, to: SocketAddr) {
+        let (own, straight) = (self.own, self.straight);
+        if let Some(firewall) = self.firewall.as_mut().filter(|_| to == straight) {
+            firewall.outbound(now, Protocol::Udp, own, to);
         }
     }
 
@@ -228,6 +266,9 @@ impl Node for Host {
                 relay.queue.push_back((if from == one { other } else { one }, datagram.to_vec()));
             }
             Self::Peer(peer) => {
+                if peer.is_shut_out(now, from) {
+                    return;
+                }
                 let from = if from == peer.relay { relayed() } else { from };
                 let is_authentic = peer.side.endpoint.handle_datagram(now, from, datagram).is_some();
                 if let Some(paths) = peer.paths.as_mut().filter(|_| is_authentic) {
@@ -255,6 +296,7 @@ impl Node for Host {
                     let transmit = peer.side.endpoint.poll_transmit(now, out)?;
                     (transmit.to, transmit.segment_bytes)
                 };
+                peer.note_leaving(now, to);
                 (if to == relayed() { relay } else { to }, bytes)
             }
         };

@@ -15,7 +15,8 @@
 //!    often each time it dies.
 //! 5. While there is no direct way, rounds of punching are wanted: at once, then after 2, 8 and 30 s, then every few
 //!    minutes; and at once when the network has changed.
-//! 6. Without traffic every way but the relay is probed after 15 s of silence, so that NATs do not forget it.
+//! 6. Without traffic every way but the relay is probed after 15 s of silence, so that NATs do not forget it, and sooner where they
+//!    have ([`KeepAlive`]).
 //!
 //! Both ends of a tunnel have one of these; only the visitor's decides. The provider's probes as well, keeps ways alive and proves
 //! them, so that its tunnel may follow at once; and when its own NAT has forgotten everything, the rendezvous and the visitor hear
@@ -24,6 +25,7 @@
 //! The owner tells what happens ([`Paths::heard`], [`Paths::answered`], [`Paths::sent`], ...), then takes [`Paths::poll_output`]
 //! until there is no more, and comes back at [`Paths::next_timeout`]. Absent: sockets, tunnels, and how holes are punched.
 
+mod keep_alive;
 mod kind;
 mod rounds;
 mod route;
@@ -33,6 +35,8 @@ mod tests;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
+pub use keep_alive::{CALLS_GRACE_US, Calls, INTERVAL_US, KeepAlive, Network};
+use keep_alive::{INTERVAL_MIN_US, Silences, Turns};
 pub use kind::Kind;
 use kind::Rank;
 use rounds::Rounds;
@@ -60,6 +64,8 @@ pub enum Output {
     Use { to: SocketAddr, leaving: Leaving },
     /// Begin a round of punching, and tell [`Paths::round_over`] when it has ended.
     WantRound,
+    /// Direct ways do not survive such a silence, as it seems: tell [`KeepAlive::forgot`], and us what follows from it.
+    Forgot { silence_us: u64 },
 }
 
 /// A way at this moment.
@@ -93,6 +99,10 @@ const ROUTES_MAX: usize = 16;
 /// For so long after anything was sent the tunnel has traffic, in µs.
 const BUSY_US: u64 = 500_000;
 
+/// So soon after an answer was overdue the relay has to answer, if it is silence that a way has died of, in µs: a satellite's round
+/// trips, and less than the other end waits before it probes, too.
+const JUDGE_US: u64 = 1_800_000;
+
 /// A way of the same kind is used in place of another when its round trip is shorter by so much: a fifth, and in µs.
 const SHORTER_PART: u64 = 5;
 const SHORTER_US: u64 = 10_000;
@@ -110,6 +120,9 @@ pub struct Paths {
     alarm: Option<u64>,
     rounds: Rounds,
     has_died: bool,
+    /// The silence after which ways are probed, and whether they survive it.
+    turns: Turns,
+    silences: Silences,
     outputs: VecDeque<Output>,
 }
 
@@ -126,6 +139,8 @@ impl Paths {
             alarm: None,
             rounds: Rounds::new(now, decides && mode != Mode::Relay, seed),
             has_died: false,
+            turns: Turns::new(INTERVAL_US, decides),
+            silences: Silences::default(),
             outputs: VecDeque::new(),
         };
         paths.learn(now, current, route::TRIES);
@@ -175,6 +190,11 @@ impl Paths {
             if from == self.current && self.routes[at].is_alive() {
                 self.alarm = None;
             }
+            if Kind::of(from) <= Kind::Direct
+                && let Some(silence_us) = self.silences.returned(now)
+            {
+                self.outputs.push_back(Output::Forgot { silence_us });
+            }
             self.look(now);
         }
     }
@@ -209,6 +229,12 @@ impl Paths {
         if self.decides && self.mode != Mode::Relay && Kind::of(self.current) > Kind::Direct {
             self.rounds.begin_anew(now);
         }
+    }
+
+    /// After such a silence ways are to be probed from now on.
+    pub fn keep_alive(&mut self, after_us: u64) {
+        self.turns = Turns::new(after_us, self.decides);
+        self.routes.iter_mut().for_each(|route| route.keep_alive(self.turns));
     }
 
     // What follows.
@@ -284,7 +310,7 @@ impl Paths {
                 None => return,
             }
         }
-        self.routes.push(Route::new(now, to, tries));
+        self.routes.push(Route::new(now, to, tries, self.turns));
     }
 
     // Decisions.
@@ -296,10 +322,21 @@ impl Paths {
         if self.routes[at].overdue_at() <= now {
             self.alarm.get_or_insert(now);
         }
+        self.judge(now, at);
         match self.alarm {
             _ if !self.decides => {}
             Some(since) if self.routes[at].is_dead(now) => self.flee(now, since),
             _ => self.improve(now),
+        }
+    }
+
+    /// Whether the way in use has died of silence: it alone, and after one.
+    fn judge(&mut self, now: u64, at: usize) {
+        let (Some(since), route) = (self.alarm, &self.routes[at]) else { return };
+        let is_alone = || self.routes.iter().any(|other| other.to != route.to && other.has_answered_since(since));
+        if Kind::of(route.to) <= Kind::Direct && now <= since + JUDGE_US && route.is_dead(now) && is_alone() {
+            let silence_us = route.silence_us();
+            self.silences.died(now, silence_us);
         }
     }
 
@@ -352,9 +389,15 @@ impl Paths {
         }
     }
 
-    /// Until when an alarm makes probes. A provider calls for a visitor who is gone no longer than it has something for him.
+    /// Until when an alarm makes probes. A provider calls for a visitor who is gone no longer than it has something for him, or
+    /// has to know whether silence was the reason.
     fn calls_until(&self) -> u64 {
-        if self.decides { u64::MAX } else { self.sent_at.map_or(0, |at| at + BUSY_US) }
+        if self.decides {
+            return u64::MAX;
+        }
+        let is_silence = |at: usize| self.routes[at].silence_us() >= INTERVAL_MIN_US;
+        let judged_at = self.alarm.filter(|_| self.find(self.current).is_some_and(is_silence));
+        self.sent_at.map_or(0, |at| at + BUSY_US).max(judged_at.map_or(0, |since| since + JUDGE_US))
     }
 
     /// When the way in use is to be probed because of traffic, or its silence to be judged.

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
+use super::keep_alive::Turns;
 use super::kind::{Kind, Rank};
 
 /// Probes of a way of which nothing is known; and of one that only a datagram speaks for: with its answer that makes three times what
@@ -19,9 +20,6 @@ const QUICK_EVERY_US: u64 = 100_000;
 pub const QUICK_US: u64 = QUICK as u64 * QUICK_EVERY_US;
 const SLOW_EVERY_US: u64 = 1_000_000;
 const FAILING_US: u64 = 30_000_000;
-
-/// A living way is probed after so much silence, in µs: NATs often forget a UDP mapping after 30 s, some after 20.
-const KEEP_ALIVE_US: u64 = 15_000_000;
 
 /// With traffic, in µs: how often the way in use is probed, and the silence after which that is done sooner.
 const WATCH_US: u64 = 150_000;
@@ -78,6 +76,8 @@ pub struct Route {
     owes: u32,
     deaths: u32,
     died_at: u64,
+    /// The silence after which it is probed.
+    turns: Turns,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +98,7 @@ enum State {
 }
 
 impl Route {
-    pub fn new(now: u64, to: SocketAddr, tries: u32) -> Self {
+    pub fn new(now: u64, to: SocketAddr, tries: u32, turns: Turns) -> Self {
         Self {
             to,
             kind: Kind::of(to),
@@ -115,6 +115,7 @@ impl Route {
             owes: 0,
             deaths: 0,
             died_at: 0,
+            turns,
         }
     }
 
@@ -164,6 +165,11 @@ impl Route {
         self.rtt() + more.max(self.rtt() / 2).max(4 * self.variation)
     }
 
+    /// How long nothing had been heard when the first of the probes was sent that are not answered.
+    pub fn silence_us(&self) -> u64 {
+        self.open.front().map_or(0, |since| since.saturating_sub(self.heard_at))
+    }
+
     pub fn is_dead(&self, now: u64) -> bool {
         let Some(since) = self.open.front() else { return self.is_out() };
         let least = if self.kind == Kind::Tcp { DEAD_TCP_US } else { 0 };
@@ -183,7 +189,7 @@ impl Route {
     pub fn heard(&mut self, now: u64) {
         self.heard_at = now;
         match self.state {
-            State::Alive if self.owes == 0 => self.probe_at = self.keep_alive_at(now),
+            State::Alive if self.owes == 0 => self.probe_at = self.keep_alive_at(now, self.turns.asked_us),
             State::GivenUp => self.try_again(now, TRIES_UNPROVED),
             _ => {}
         }
@@ -204,12 +210,21 @@ impl Route {
         self.rtt = Some(self.rtt.map_or(rtt_us, |rtt| (7 * rtt + rtt_us) / 8));
         (self.heard_at, self.answered_at, self.state) = (now, Some(now), State::Alive);
         self.owes = if lost > 0 { self.owes } else { self.owes.saturating_sub(1) };
-        self.probe_at = if self.owes > 0 { now + QUICK_EVERY_US } else { self.keep_alive_at(now) };
+        self.probe_at =
+            if self.owes > 0 { now + QUICK_EVERY_US } else { self.keep_alive_at(now, self.turns.asking_us) };
     }
 
     /// The tunnel to the rendezvous keeps the relay alive.
-    fn keep_alive_at(&self, now: u64) -> u64 {
-        if self.kind == Kind::Relay { u64::MAX } else { now + KEEP_ALIVE_US }
+    fn keep_alive_at(&self, now: u64, after_us: u64) -> u64 {
+        if self.kind == Kind::Relay { u64::MAX } else { now + after_us }
+    }
+
+    /// From now on it is probed after such a silence.
+    pub fn keep_alive(&mut self, turns: Turns) {
+        self.turns = turns;
+        if self.is_usable() && self.unanswered == 0 {
+            self.probe_at = self.probe_at.min(self.keep_alive_at(self.heard_at, turns.asked_us));
+        }
     }
 
     /// Somebody speaks for it.

@@ -41,6 +41,11 @@ struct World {
     used: Vec<(u64, SocketAddr, Leaving)>,
     probes: Vec<(u64, SocketAddr)>,
     rounds: Vec<u64>,
+    /// When silence was found to kill, and how much.
+    forgot: Vec<(u64, u64)>,
+    /// A NAT of the peer's shuts the direct way after so much silence, and the peer opens it by its own probe after this.
+    shuts_after: Option<(u64, u64)>,
+    used_at: u64,
     turns: u32,
 }
 
@@ -56,6 +61,9 @@ impl World {
             used: Vec::new(),
             probes: Vec::new(),
             rounds: Vec::new(),
+            forgot: Vec::new(),
+            shuts_after: None,
+            used_at: 0,
             turns: 0,
         }
     }
@@ -85,7 +93,8 @@ impl World {
             self.drain();
             let packet = if self.is_busy { self.now + 16 * MS } else { u64::MAX };
             let answer = self.on_their_way.iter().map(|(at, ..)| *at).min().unwrap_or(u64::MAX);
-            let next = self.paths.next_timeout().min(packet).min(answer).min(end);
+            let opens_at = self.shuts_after.map_or(u64::MAX, |(_, opens)| self.used_at + opens);
+            let next = self.paths.next_timeout().min(packet).min(answer).min(opens_at).min(end);
             self.turns = if next <= self.now { self.turns + 1 } else { 0 };
             assert!(self.turns < 100, "it turns in a circle at {} us", self.now);
             self.now = self.now.max(next);
@@ -95,6 +104,11 @@ impl World {
             for (_, from, rtt_us) in due {
                 self.paths.heard(now, from);
                 self.paths.answered(now, from, rtt_us);
+            }
+            if now == opens_at {
+                self.used_at = now;
+                self.paths.heard(now, direct());
+                self.paths.probed(now, direct());
             }
             if now == packet {
                 self.paths.sent(now);
@@ -112,11 +126,15 @@ impl World {
             match output {
                 Output::Probe { to } => {
                     self.probes.push((self.now, to));
-                    let rtt_us = self.answers.get(&to).copied();
+                    let is_shut =
+                        to == direct() && self.shuts_after.is_some_and(|(after, _)| self.now >= self.used_at + after);
+                    let rtt_us = self.answers.get(&to).copied().filter(|_| !is_shut);
+                    self.used_at = if to == direct() && !is_shut { self.now } else { self.used_at };
                     self.on_their_way.extend(rtt_us.map(|rtt_us| (self.now + rtt_us, to, rtt_us)));
                 }
                 Output::Use { to, leaving } => self.used.push((self.now, to, leaving)),
                 Output::WantRound => self.rounds.push(self.now),
+                Output::Forgot { silence_us } => self.forgot.push((self.now, silence_us)),
             }
         }
     }
@@ -308,6 +326,94 @@ fn without_traffic_a_way_is_kept_alive_every_fifteen_seconds_and_the_relay_keeps
     let probes = world.probes_of(direct());
     assert!((19..=20).contains(&probes.len()), "{probes:?}");
     assert_eq!(world.probes_of(relay()).len(), 0);
+}
+
+/// Idle, with a NAT before the peer that forgets, and the peer's own keep-alive a little later than ours.
+fn behind_a_nat(decides: bool, forgets_s: u64) -> World {
+    let mut world = World::with(Mode::Auto, decides);
+    world.answers.insert(direct(), 60 * MS);
+    world.run(MS);
+    world.paths.found(world.now, direct());
+    world.run(SECOND);
+    if !decides {
+        world.paths.moved(world.now, direct());
+    }
+    world.is_busy = false;
+    world.paths.round_over(world.now);
+    (world.shuts_after, world.used_at) = (Some((forgets_s * SECOND, 17 * SECOND)), world.now);
+    world.used.clear();
+    world
+}
+
+#[test]
+fn a_nat_that_forgets_after_ten_seconds_is_found_out_at_the_second_time_at_both_ends() {
+    for decides in [true, false] {
+        let mut world = behind_a_nat(decides, 10);
+        world.run(300 * SECOND);
+        let silences: Vec<u64> = world.forgot.iter().map(|(_, silence)| silence / SECOND).collect();
+        assert_eq!(silences[0], if decides { 15 } else { 14 }, "decides: {decides}");
+        assert!(world.forgot[0].0 < 45 * SECOND, "{:?}", world.forgot);
+    }
+}
+
+#[test]
+fn who_asks_often_enough_finds_nothing_forgotten_any_more() {
+    for decides in [true, false] {
+        let mut world = behind_a_nat(decides, 10);
+        world.paths.keep_alive(7_500_000);
+        world.run(SECOND); // of what was sent before
+        world.probes.clear();
+        world.run(300 * SECOND);
+        assert_eq!((world.used(), world.forgot.len()), (vec![], 0), "decides: {decides}");
+        let probes = world.probes_of(direct()).len();
+        assert!((38..=43).contains(&probes), "{probes} probes");
+    }
+}
+
+#[test]
+fn a_nat_that_forgets_after_twenty_seconds_never_does() {
+    for decides in [true, false] {
+        let mut world = behind_a_nat(decides, 20);
+        world.run(3600 * SECOND);
+        assert_eq!((world.used(), world.forgot.len()), (vec![], 0), "decides: {decides}");
+    }
+}
+
+#[test]
+fn what_silences_everybody_is_not_taken_for_a_nat_that_forgets() {
+    for decides in [true, false] {
+        let mut world = behind_a_nat(decides, 3600);
+        let answers = world.answers.clone();
+        for blackout in 0..20 {
+            world.run(50 * SECOND + blackout * 700 * MS);
+            world.answers.clear();
+            world.run(20 * SECOND);
+            world.answers = answers.clone();
+        }
+        assert_eq!((world.forgot.len(), world.used()), (0, vec![]), "a blackout, decides: {decides}");
+        world.answers.remove(&relay());
+        for _ in 0..20 {
+            world.run(50 * SECOND);
+            world.answers.remove(&direct());
+            world.run(20 * SECOND);
+            world.answers.insert(direct(), 60 * MS);
+        }
+        assert_eq!(world.forgot.len(), 0, "without a rendezvous, decides: {decides}");
+    }
+}
+
+#[test]
+fn who_is_probed_in_turns_is_probed_sooner_by_who_was_asked_last() {
+    let mut world = World::direct();
+    world.is_busy = false;
+    world.run(SECOND);
+    world.probes.clear();
+    let heard_at = world.now;
+    world.paths.heard(heard_at, direct());
+    world.run(14 * SECOND);
+    assert_eq!(world.probes_of(direct()), [heard_at + 13_125 * MS]);
+    world.run(15 * SECOND);
+    assert_eq!(world.probes_of(direct())[1..], [heard_at + 28_185 * MS], "15 s after the answer");
 }
 
 #[test]

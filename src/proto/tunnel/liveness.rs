@@ -1,6 +1,6 @@
 //! Whether the peer is there. After 15 s without a word it is asked, and every 2.5 s again, since a path may lose a quarter of
 //! what it gets; when three times 15 s and 10 s more have passed, it is taken for dead. While packets arrive nobody is asked:
-//! what comes in has answers, and those keep NATs open, too.
+//! what comes in has answers, and those keep NATs open, too. The owner may have it asked sooner or later than after 15 s.
 
 use super::frames::Token;
 
@@ -17,6 +17,8 @@ const AGAIN_FIRST_US: u64 = 250_000;
 #[derive(Debug)]
 pub struct Liveness {
     keep_alive_us: u64,
+    /// Silence before the first question.
+    ask_after_us: u64,
     heard_at: u64,
     /// When to ask next, and how long after that again.
     ask_at: u64,
@@ -29,12 +31,24 @@ impl Liveness {
     /// `must_speak` when the peer waits for a first packet.
     pub fn new(now: u64, keep_alive_us: u64, must_speak: bool) -> Self {
         let (ask_at, then_after_us) = if must_speak { (now, AGAIN_FIRST_US) } else { (now + keep_alive_us, AGAIN_US) };
-        Self { keep_alive_us, heard_at: now, ask_at, then_after_us, asked: None }
+        Self { keep_alive_us, ask_after_us: keep_alive_us, heard_at: now, ask_at, then_after_us, asked: None }
     }
 
     pub fn on_heard(&mut self, now: u64) {
         self.heard_at = now;
-        (self.ask_at, self.then_after_us) = (now + self.keep_alive_us, AGAIN_US);
+        (self.ask_at, self.then_after_us) = (now + self.ask_after_us, AGAIN_US);
+    }
+
+    /// The first question comes after such a silence from now on. When the peer is dead stays what it was.
+    pub fn ask_after(&mut self, silence_us: u64) {
+        if self.ask_at == self.heard_at + self.ask_after_us {
+            self.ask_at = self.heard_at + silence_us;
+        }
+        self.ask_after_us = silence_us;
+    }
+
+    pub fn ask_after_us(&self) -> u64 {
+        self.ask_after_us
     }
 
     pub fn heard_at(&self) -> u64 {
@@ -123,6 +137,21 @@ mod tests {
         liveness.ask(0, [1; 8]);
         liveness.on_heard(SECOND / 10);
         assert_eq!(liveness.next_timeout(), SECOND / 10 + 15 * SECOND);
+    }
+
+    #[test]
+    fn who_is_to_ask_sooner_or_later_does_so_at_once_and_gives_nobody_up_for_it() {
+        for after in [5, 18] {
+            let mut liveness = Liveness::new(0, 15 * SECOND, false);
+            liveness.on_heard(SECOND);
+            liveness.ask_after(after * SECOND);
+            assert_eq!(liveness.next_timeout(), (1 + after) * SECOND);
+            let (asks, dead_at) = asks(liveness);
+            assert_eq!((asks[1] - asks[0], dead_at), (AGAIN_US, 56 * SECOND));
+        }
+        let mut liveness = Liveness::new(0, 15 * SECOND, true);
+        liveness.ask_after(18 * SECOND);
+        assert_eq!(liveness.next_timeout(), 0, "who must speak does not wait");
     }
 
     #[test]

@@ -103,6 +103,8 @@ pub struct Status {
     pub loss: f32,
     /// How often the segments of thin streams are repeated.
     pub repeats: u32,
+    /// The silence after which the peer is asked whether it lives, in µs.
+    pub ask_after_us: u64,
     /// Longest datagram that the path is known to carry, bytes of UDP payload.
     pub mtu: usize,
     /// Streams that are not forgotten.

@@ -117,6 +117,12 @@ impl Tunnel {
         }
     }
 
+    /// The peer is asked whether it lives after such a silence, in µs, for an owner who keeps the way alive otherwise, or knows how
+    /// often that has to be. A peer that says nothing is given up when it was before.
+    pub fn ask_after(&mut self, silence_us: u64) {
+        self.liveness.ask_after(silence_us);
+    }
+
     pub(super) fn on_probed(&mut self, from: SocketAddr, token: Token) {
         self.path.answer(from, Frame::Response(token));
         self.push_probed(Event::Probed { from });

@@ -283,6 +283,7 @@ impl Tunnel {
             rtt_us: self.rtt_us,
             loss: self.redundancy.loss(),
             repeats: self.redundancy.times(),
+            ask_after_us: self.liveness.ask_after_us(),
             mtu: self.mtu.size(),
             streams: self.streams.len(),
             buffers_free: self.buffers.left(),

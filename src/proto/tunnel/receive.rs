@@ -280,7 +280,9 @@ impl Tunnel {
         if self.role == Role::Visitor && self.sessions.on_answer(now, answer) {
             self.begin_session();
             // The provider begins to use it when it has heard of us in it.
+            let ask_after_us = self.liveness.ask_after_us();
             self.liveness = Liveness::new(now, self.settings.keep_alive_us, true);
+            self.liveness.ask_after(ask_after_us);
         }
     }
 }

@@ -205,18 +205,20 @@ impl Via {
     /// This host has other addresses than before.
     pub(super) fn note_moved(&mut self, carrier: &mut Carrier, context: &mut Context) {
         self.lose("this host has moved", Haste::AtOnce, carrier, context);
+        context.keep_alive.leave();
         self.client.hurry(context.now_us(), Haste::AtOnce);
     }
 
-    pub(super) fn note_heard(&mut self, tunnel: PeerId, context: &Context) {
+    pub(super) fn note_heard(&mut self, tunnel: PeerId, from: SocketAddr, context: &Context) {
         if let Some(up) = self.up.as_mut().filter(|up| up.tunnel == tunnel) {
-            up.pulse.note_heard(context);
+            up.note_heard(from, context);
         }
     }
 
     /// Sees to it that the tunnel goes by UDP where it can, and that a rendezvous that says nothing is not waited for.
     fn watch(&mut self, haste: Haste, carrier: &mut Carrier, context: &mut Context) {
         let Some(up) = &mut self.up else { return };
+        up.keep_alive(context);
         up.pulse.look(context);
         if up.is_suspect(context) {
             match up.link.filter(|_| up.is_on_udp(context)) {
@@ -297,6 +299,7 @@ impl Via {
                 Event::Address(Transport::Tcp, address) => {
                     if let Some(up) = &mut self.up {
                         up.reflexive = Some(address);
+                        up.seen_as = Some(address.ip());
                     }
                 }
                 Event::Dial(id) => {
@@ -309,7 +312,12 @@ impl Via {
                         self.channels.push(channel);
                     }
                 }
-                Event::Address(Transport::Udp, _) => {} // a round has sockets of its own, and asks for each
+                Event::Address(Transport::Udp, address) => {
+                    // A round has sockets of its own, and asks for each.
+                    if let Some(up) = self.up.as_mut().filter(|up| up.reflexive.is_none()) {
+                        up.seen_as = Some(address.ip());
+                    }
+                }
                 event @ (Event::Connected(_) | Event::Waiting(_) | Event::Ended(..)) => return Some(event),
             }
         }

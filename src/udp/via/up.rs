@@ -1,16 +1,18 @@
 //! The tunnel to the rendezvous, once it is there, and the ways it goes.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::attempt::{Racer, connect};
 use crate::limits;
+use crate::proto::path::{CALLS_GRACE_US, Calls, INTERVAL_US, Network};
 use crate::proto::rendezvous::wire::Inbox;
 use crate::proto::tunnel::{Leaving, Way};
-use crate::udp::Context;
+use crate::sys::network;
 use crate::udp::carrier::Carrier;
 use crate::udp::peers::{PeerId, StreamId};
 use crate::udp::pulse::Pulse;
+use crate::udp::{Context, micros};
 
 /// UDP is tried so often in a row, with so long between, and anew after this.
 const PROBES: u32 = 5;
@@ -31,7 +33,12 @@ pub(super) struct Up {
     pub addresses: Vec<SocketAddr>,
     /// As it sees the link.
     pub reflexive: Option<SocketAddr>,
+    /// An address of ours, as it sees it, that is news.
+    pub seen_as: Option<IpAddr>,
     pub pulse: Pulse,
+    /// Whether its questions come in, and that they do not.
+    calls: Calls,
+    is_forgotten: bool,
     pub inbox: Inbox,
     pub outbox: Vec<u8>,
     probed: u32,
@@ -53,7 +60,10 @@ impl Up {
             address: racer.address,
             addresses: [racer.address].into_iter().chain(other).collect(),
             reflexive: None,
+            seen_as: None,
             pulse: Pulse::new(tunnel, context),
+            calls: Calls::default(),
+            is_forgotten: false,
             inbox: Inbox::default(),
             outbox: Vec::new(),
             probed: 0,
@@ -65,6 +75,31 @@ impl Up {
         let suspect_at = self.pulse.asked_at().map(|at| at + limits::VIA_SUSPECT);
         let join_at = if self.wants_link() { Some(self.join_at) } else { None };
         [suspect_at, join_at].into_iter().flatten().fold(self.probe_at, Instant::min)
+    }
+
+    pub(super) fn note_heard(&mut self, from: SocketAddr, context: &Context) {
+        if matches!(Way::of(from), Way::Udp(_)) {
+            self.is_forgotten |= self.calls.heard(micros(self.pulse.silence(context)));
+        }
+        self.pulse.note_heard(context);
+    }
+
+    /// Has the rendezvous ask first, as long as its questions come in, and asks more often when they do not.
+    pub(super) fn keep_alive(&mut self, context: &mut Context) {
+        if let Some(reflexive) = self.seen_as.take()
+            && let Ok(local) = network::source_for(self.address)
+        {
+            context.keep_alive.enter(Network { local, reflexive });
+        }
+        if std::mem::take(&mut self.is_forgotten) && context.keep_alive.forgot(INTERVAL_US) {
+            let every = Duration::from_micros(context.keep_alive.interval_us());
+            tracing::info!(?every, "a NAT forgets that the rendezvous may call; it and peers are asked more often");
+        }
+        let learnt_us = context.keep_alive.interval_us();
+        let ask_after_us = if learnt_us < INTERVAL_US { learnt_us } else { INTERVAL_US + CALLS_GRACE_US };
+        if let Some(tunnel) = context.peers.tunnel(self.tunnel) {
+            tunnel.ask_after(ask_after_us);
+        }
     }
 
     /// It owes an answer for too long.
