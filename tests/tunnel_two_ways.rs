@@ -287,6 +287,30 @@ fn who_gets_another_address_goes_on_straight_within_a_second() {
     }
 }
 
+#[test]
+fn with_direct_ways_alone_a_game_that_runs_goes_on_through_the_relay_and_no_other_begins_there() {
+    for seed in SEEDS {
+        let link = link::Settings::delayed_ms(30);
+        let mut game = Match::wanting(Mode::Direct, seed, &link, &link, 0);
+        let is_open = |game: &mut Match| game.ways.visitor().paths.as_ref().is_some_and(|paths| paths.carries_data());
+        assert!(!is_open(&mut game), "there is only the relay yet");
+        game.run_until_straight();
+        game.run_for(3 * SECOND);
+        assert!(is_open(&mut game));
+        let straight = game.ways.straight;
+        game.ways.cut(&straight, true);
+        game.gap_us();
+        game.run_for(3 * SECOND);
+        let gap = game.gap_us();
+        assert!(gap <= SECOND, "seed {seed}: {gap} us");
+        assert!(game.ways.are_relayed() && !is_open(&mut game), "seed {seed}");
+        game.ways.cut(&straight, false);
+        game.run_until_straight();
+        assert!(is_open(&mut game), "seed {seed}");
+        game.end();
+    }
+}
+
 /// Nobody says anything for so long; then how long the next message takes, there and back.
 fn after_silence(game: &mut Match, us: u64) -> u64 {
     game.ways.net.run_for(us);
