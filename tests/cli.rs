@@ -146,6 +146,16 @@ fn check_opens_nothing_and_keeps_the_secret() {
 }
 
 #[test]
+fn check_shows_a_rendezvous_and_what_is_exposed() {
+    let flags = ["check", "--rendezvous", "127.0.0.1:4000", "--expose", "udp://127.0.0.1:7777-7778=game"];
+    let said = succeeds(in_directory(&directory()).args(flags).env("GATEWAY_SECRET", "a secret that is long enough"));
+    for line in ["addr = none", "rendezvous = 127.0.0.1:4000", "relay-rate = no limit"] {
+        assert!(said.lines().any(|shown| shown == line), "not {line}: {said}");
+    }
+    assert!(said.contains("udp://127.0.0.1:7777=game") && said.contains("udp://127.0.0.1:7778=game:2"), "{said}");
+}
+
+#[test]
 fn each_new_secret_is_long_and_another() {
     let [one, other] = [(); 2].map(|()| succeeds(program().arg("secret")));
     assert_eq!(one.lines().count(), 1);

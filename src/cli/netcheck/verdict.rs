@@ -80,7 +80,7 @@ pub(super) fn mapping(survey: &Survey) -> String {
         }
         Some(Class::Same) => "one port for all destinations".to_owned(),
         Some(Class::Steps(step)) => format!("a new port for each destination, {step} above the one before"),
-        Some(Class::Random) => "a new port for each destination, by chance".to_owned(),
+        Some(Class::Random) => "a new port for each destination, at random".to_owned(),
         Some(Class::Blocked) => "unknown: no answer comes over UDP".to_owned(),
         Some(Class::Unclear) => "unclear: one answer of two has come".to_owned(),
         None => "unknown: the rendezvous was not reached over IPv4".to_owned(),

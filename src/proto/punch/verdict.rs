@@ -65,11 +65,11 @@ impl fmt::Display for Why {
             Self::Declined => "the other side wants to be reached through the rendezvous only (--path relay)",
             Self::NoCandidates => "the other side has named no address at which it could be reached directly",
             Self::BothRandom => {
-                "both routers choose a new port by chance for every destination (symmetric NAT), which cannot be guessed on \
+                "both routers choose a new port at random for every destination (symmetric NAT), which cannot be guessed on \
                  both sides at once; a port mapping (UPnP, NAT-PMP) or IPv6 on one side would help"
             }
             Self::RandomAndSteps => {
-                "one router chooses ports by chance and the other counts them up (both symmetric NAT), which cannot be \
+                "one router chooses ports at random and the other counts them up (both symmetric NAT), which cannot be \
                  guessed at once; a port mapping (UPnP, NAT-PMP) or IPv6 on one side would help"
             }
             Self::BothSteps => {
