@@ -103,7 +103,7 @@ impl Meeting {
             self.mapping.note_network_changed();
         }
         if self.mapping.turn(&self.via, carrier, context) {
-            self.ways.note_mapped(context);
+            self.ways.note_chance(context);
         }
         for wish in &mut self.flows {
             if wish.again_at.take_if(|at| *at <= context.now).is_some() {

@@ -446,6 +446,9 @@ impl Udp {
                 visitor.note_flow(service, flow, context);
             }
         }
+        if meeting.via.take_learnt() {
+            meeting.ways.note_chance(context);
+        }
         match end {
             End::Visitor(visitor) => visitor.release(|tunnel| meeting.ways.carries_data(tunnel), streams, context),
             End::Provider(provider) => {

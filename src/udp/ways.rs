@@ -188,8 +188,8 @@ impl Ways {
         }
     }
 
-    /// Strangers reach us now, as they did not before.
-    pub(super) fn note_mapped(&mut self, context: &mut Context) {
+    /// There is an address to be told that there was not before.
+    pub(super) fn note_chance(&mut self, context: &mut Context) {
         let now = context.now_us();
         for (id, peer) in &mut self.of {
             match self.side {

@@ -342,6 +342,17 @@ mod tests {
     }
 
     #[test]
+    fn a_round_with_nothing_to_shoot_at_is_soon_over() {
+        let mut visitor = gathered(Attempt::call(0, 0, setup(), [1; 32]));
+        let _ = all(&mut visitor, 0);
+        let blocked = Profile { class: Class::Blocked, candidates: Vec::new() };
+        visitor.on_told(0, &Message::Answer { round: 0, profile: blocked });
+        assert_eq!((all(&mut visitor, 499_999), visitor.is_over()), (Vec::new(), false));
+        assert_eq!((all(&mut visitor, 500_000), visitor.is_over()), (Vec::new(), true));
+        assert_eq!(visitor.verdict(500_000), Verdict::Relay(Why::NoCandidates));
+    }
+
+    #[test]
     fn a_call_that_is_declined_ends_at_once() {
         let mut visitor = gathered(Attempt::call(0, 3, setup(), [1; 32]));
         let _ = all(&mut visitor, 0);

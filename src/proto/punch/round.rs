@@ -37,6 +37,9 @@ const CATCH_UP_US: u64 = 4_000;
 const ROUND_US: u64 = 2_500_000;
 const BIRTHDAY_ROUND_US: u64 = 4_000_000;
 
+/// And one in which there is nothing to shoot at, in µs: for what the peer may shoot, and an answer.
+const IDLE_ROUND_US: u64 = 500_000;
+
 /// For better ways, after the first answer, in µs: what is in the same house has answered by then.
 const GRACE_US: u64 = 60_000;
 
@@ -65,12 +68,13 @@ impl Round {
         let method = Method::of(side, number, ours.class, theirs.class);
         let is_birthday = matches!(method, Method::Spread | Method::Guess);
         let ends_at = begins_at + if is_birthday { BIRTHDAY_ROUND_US } else { ROUND_US };
+        let aims = Aims::new((side, number, method), ours, &theirs, (begins_at, ends_at), seed);
         Self {
             number,
             ours: ours.class,
             theirs: theirs.class,
-            ends_at,
-            aims: Aims::new((side, number, method), ours, &theirs, (begins_at, ends_at), seed),
+            ends_at: if aims.next().is_some() { ends_at } else { begins_at + IDLE_ROUND_US },
+            aims,
             salt: seed,
             shots: 0,
             next_shot_at: begins_at,

@@ -24,7 +24,7 @@ pub enum Why {
     NoAnswer,
     /// The peer wants no other way than the relay.
     Declined,
-    /// The peer has named no address that may be probed.
+    /// One has named no address that may be tried.
     NoCandidates,
     BothRandom,
     RandomAndSteps,
@@ -63,7 +63,7 @@ impl fmt::Display for Why {
         f.write_str(match self {
             Self::NoAnswer => "the other side has not answered our wish for a direct connection",
             Self::Declined => "the other side wants to be reached through the rendezvous only (--path relay)",
-            Self::NoCandidates => "the other side has named no address at which it could be reached directly",
+            Self::NoCandidates => "one side knows no address at which it could be reached directly",
             Self::BothRandom => {
                 "both routers choose a new port at random for every destination (symmetric NAT), which cannot be guessed on \
                  both sides at once; a port mapping (UPnP, NAT-PMP) or IPv6 on one side would help"

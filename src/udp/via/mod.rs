@@ -50,6 +50,8 @@ pub(super) struct Via {
     told: bool,
     /// Connections that the rendezvous wants for players, to be fetched in the same turn.
     dials: VecDeque<(SocketAddr, DataId)>,
+    /// How the link looks from outside, which it did not know before. To be fetched in the same turn.
+    has_learnt: bool,
     /// By which players of datagrams come, to be fetched in the same turn.
     channels: Vec<Channel>,
 }
@@ -65,6 +67,7 @@ impl Via {
             down_since: now,
             told: false,
             dials: VecDeque::new(),
+            has_learnt: false,
             channels: Vec::new(),
         }
     }
@@ -85,6 +88,11 @@ impl Via {
     /// The next connection to be opened for a player, and where to.
     pub(super) fn poll_dial(&mut self) -> Option<(SocketAddr, DataId)> {
         self.dials.pop_front()
+    }
+
+    /// Whether it has come to know how the link looks from outside.
+    pub(super) fn take_learnt(&mut self) -> bool {
+        std::mem::take(&mut self.has_learnt)
     }
 
     pub(super) fn poll_channel(&mut self) -> Option<Channel> {
@@ -298,6 +306,7 @@ impl Via {
                 }
                 Event::Address(Transport::Tcp, address) => {
                     if let Some(up) = &mut self.up {
+                        self.has_learnt = up.reflexive.is_none();
                         up.reflexive = Some(address);
                         up.seen_as = Some(address.ip());
                     }

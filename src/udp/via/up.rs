@@ -39,6 +39,8 @@ pub(super) struct Up {
     /// Whether its questions come in, and that they do not.
     calls: Calls,
     is_forgotten: bool,
+    /// The rendezvous is to hear something over the link: whatever came by it until now may have been overtaken by UDP.
+    shows_link: bool,
     pub inbox: Inbox,
     pub outbox: Vec<u8>,
     probed: u32,
@@ -64,6 +66,7 @@ impl Up {
             pulse: Pulse::new(tunnel, context),
             calls: Calls::default(),
             is_forgotten: false,
+            shows_link: false,
             inbox: Inbox::default(),
             outbox: Vec::new(),
             probed: 0,
@@ -132,6 +135,9 @@ impl Up {
         if self.probe_at <= context.now {
             self.probe(carrier, context);
         }
+        if let Some(link) = self.link.filter(|_| std::mem::take(&mut self.shows_link)) {
+            self.ask(Way::Link(link).into(), carrier, context);
+        }
         if self.wants_link() && self.join_at <= context.now {
             self.join_at = context.now + PROBE_AGAIN;
             self.joining = connect(self.address, carrier, context);
@@ -150,6 +156,7 @@ impl Up {
         (self.probed, self.probe_at) = (0, context.now + PROBE_AGAIN);
         if let Some(tunnel) = context.peers.tunnel(self.tunnel).filter(|tunnel| tunnel.status().remote != from) {
             tunnel.use_path(now, from, Leaving::Alive);
+            self.shows_link = self.link.is_some();
             tracing::debug!(address = %from, "the rendezvous is reached by UDP, too");
         }
     }
