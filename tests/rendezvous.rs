@@ -257,7 +257,7 @@ fn many_providers_come_back_after_a_power_cut_and_leave_nothing_behind() {
     let files: Vec<_> = files.collect();
     let count = std::env::var("PROVIDERS").map_or(100, |text| text.parse().expect("a number"));
     let is_registered = |peer: &Peer| matches!(peer.heard.last(), Some(Event::Registered(_)));
-    for workers in ["1", "2"] {
+    for workers in ["1", "2", "4"] {
         let mut flags = vec!["--rendezvous", &at, "--workers", workers];
         flags.extend(files.iter().map(String::as_str));
         let mut first = rendezvous("uring", &flags);
