@@ -47,7 +47,8 @@ impl Show {
         let number = |key: &str| status[key].as_u64().unwrap_or(0);
         let (pid, workers, silent) = (number("pid"), number("workers"), number("workers_silent"));
         let silent = if silent == 0 { String::new() } else { format!(", {silent} silent") };
-        super::print(format_args!("gateway {pid}: {workers} workers{silent}, {} connections", number("connections")))?;
+        let (workers, connections) = (counted(workers, "worker"), counted(number("connections"), "connection"));
+        super::print(format_args!("gateway {pid}: {workers}{silent}, {connections}"))?;
         if let Ok(figures) = Figures::deserialize(&status["rendezvous"]) {
             print_rendezvous(&figures)?;
         }
@@ -73,6 +74,10 @@ impl Show {
             more => super::print(format_args!("and {more} more")),
         }
     }
+}
+
+fn counted(number: u64, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
 fn print_rendezvous(of: &Figures) -> Result<(), Failure> {
