@@ -17,11 +17,13 @@ use crate::proto::tunnel::random::Random;
 
 /// The longest time from the loss of the rendezvous to the first attempt, in µs, by what depends on it.
 const RETURN_CALM_US: u64 = 15_000_000;
-const RETURN_STREAMING_US: u64 = 1_000_000;
+const RETURN_STREAMING_US: u64 = 250_000;
 
-/// Pause after a failed attempt, in µs, doubling from the first to the last, which is the only one of those without haste.
-const PAUSE_MIN_US: u64 = 500_000;
+/// Pause after a failed attempt, in µs, from the first to the last, which is the only one of those without haste. It doubles after so
+/// many attempts: a process that is restarted is away for less than a second, and whoever plays through it stands still meanwhile.
+const PAUSE_MIN_US: u64 = 250_000;
 const PAUSE_MAX_US: u64 = RETURN_CALM_US;
+const ATTEMPTS_A_PAUSE: u32 = 4;
 
 /// Pauses are longer or shorter by up to a fifth: those who have met once part again.
 const JITTER: u64 = 5;
@@ -322,7 +324,7 @@ impl Client {
     fn pause(&mut self) -> u64 {
         let pause = match self.haste {
             Haste::Calm => PAUSE_MAX_US,
-            Haste::Streaming | Haste::AtOnce => PAUSE_MIN_US << (self.failures - 1).min(10),
+            Haste::Streaming | Haste::AtOnce => PAUSE_MIN_US << ((self.failures - 1) / ATTEMPTS_A_PAUSE).min(10),
         };
         self.jittered(pause.min(PAUSE_MAX_US))
     }
@@ -448,7 +450,7 @@ mod tests {
             now = next;
         }
         for (place, pause) in pauses.iter().enumerate() {
-            let middle = (PAUSE_MIN_US << place.min(5)).min(PAUSE_MAX_US);
+            let middle = (PAUSE_MIN_US << (place / 4).min(6)).min(PAUSE_MAX_US);
             assert!((middle * 4 / 5..=middle * 6 / 5).contains(pause), "pause {place} is {pause} µs");
         }
     }
