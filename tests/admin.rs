@@ -30,7 +30,7 @@ on_both_engines! {
 
         let shown = program().arg("status").current_dir(pair.visitor.directory.path()).output().expect("it runs");
         let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
-        assert!(shown.contains("1 connections") && shown.contains("game") && shown.contains("direct"), "{shown}");
+        assert!(shown.contains("1 worker, 1 connection\n") && shown.contains("game") && shown.contains("direct"), "{shown}");
     }
 }
 
