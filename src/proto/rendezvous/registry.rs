@@ -316,7 +316,8 @@ impl<P: Copy + Ord + Hash + Debug> Registry<P> {
         let lead = self.members.get(&visitor).and_then(|member| member.flows.get(&flow)).copied();
         if let Some(Lead { to: Some((provider, _)), .. }) = lead.filter(|lead| lead.name == name) {
             match self.services.get(&name) {
-                Some(Registration { holder: Holder::Present(holder), .. }) if *holder != provider => {}
+                Some(Registration { key: owner, holder: Holder::Present(holder) })
+                    if *owner == key && *holder != provider => {}
                 _ => return self.tell(visitor, Notice::Connected(flow)),
             }
         }
@@ -579,6 +580,10 @@ mod tests {
         registry.hear(10, Request::Withdraw(game()));
         registry.hear(11, Request::Connect(Flow(5), game()));
         assert_eq!(registry.route(11, Flow(5)), Some((10, theirs(0))), "games of a provider that drains go on");
+        registry.hear(20, Request::Register(game()));
+        registry.hear(11, Request::Connect(Flow(5), game()));
+        assert_eq!(registry.route(11, Flow(5)), Some((10, theirs(0))), "another key's service is none");
+        registry.hear(20, Request::Withdraw(game()));
         registry.hear(12, Request::Register(game()));
         assert_eq!(registry.route(11, Flow(5)), Some((10, theirs(0))), "nobody has asked");
         registry.hear(11, Request::Connect(Flow(5), game()));
