@@ -33,9 +33,9 @@ enum Source {
 }
 
 impl Strangers {
-    /// At most so many wait.
+    /// At most so many wait, and one in any case: everybody begins as a stranger.
     pub(super) fn new(most: usize) -> Self {
-        Self { waiting: VecDeque::new(), most }
+        Self { waiting: VecDeque::new(), most: most.max(1) }
     }
 
     /// Somebody has come. Hands out the number of whoever has to go for it.
@@ -112,6 +112,13 @@ mod tests {
             assert_eq!(strangers.add_from(number, from(source), clock::now()), None);
         }
         strangers
+    }
+
+    #[test]
+    fn where_there_is_room_for_one_peer_a_stranger_may_become_it() {
+        let mut strangers = Strangers::new(0);
+        assert_eq!(strangers.add_from(1, None, clock::now()), None);
+        assert_eq!(strangers.add_from(2, None, clock::now()), Some(1));
     }
 
     #[test]
