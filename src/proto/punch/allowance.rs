@@ -33,6 +33,7 @@ pub struct Allowance {
 /// Rounds that may still go to each of the hosts that peers have named. One for all peers.
 #[derive(Debug, Default)]
 pub struct Hosts {
+    /// An address of IPv4, or a /64: who has one address of that has all of them.
     of: HashMap<IpAddr, Allowance>,
 }
 
@@ -41,8 +42,9 @@ impl Hosts {
     #[must_use]
     pub fn ration(&mut self, now: u64, named: &Profile) -> Profile {
         let mut asked = HashMap::new();
-        let mut may = |ip: IpAddr| *asked.entry(ip).or_insert_with(|| self.take(now, ip));
-        let candidates = named.candidates.iter().copied().filter(|candidate| may(candidate.address.ip())).collect();
+        let mut may = |ip: IpAddr| *asked.entry(ip).or_insert_with_key(|ip| self.take(now, *ip));
+        let candidates =
+            named.candidates.iter().copied().filter(|candidate| may(network(candidate.address.ip()))).collect();
         Profile { class: named.class, candidates }
     }
 
@@ -54,6 +56,16 @@ impl Hosts {
             }
         }
         self.of.entry(ip).or_insert_with(|| Allowance::of_host(now)).take(now)
+    }
+}
+
+fn network(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) => {
+            let [a, b, c, d, ..] = ip.segments();
+            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
+        }
+        v4 => v4,
     }
 }
 
@@ -121,6 +133,18 @@ mod tests {
         }
         assert_eq!(rounds, u64::from(HOST_BURST) + hour / HOST_EVERY_US - 1);
         assert_eq!(hosts.ration(hour - 1, &naming([own, victim])), naming([own]), "others are probed as before");
+    }
+
+    #[test]
+    fn all_addresses_of_a_network_of_ipv6_are_one_host() {
+        let mut hosts = Hosts::default();
+        let mut probed = |address: u64| {
+            let ip = IpAddr::from(((0x2001_0db8_u128 << 96) | u128::from(address)).to_be_bytes());
+            let candidates = vec![Candidate { kind: Kind::Host, address: (ip, 5_000).into() }];
+            !hosts.ration(0, &Profile { class: Class::Open, candidates }).candidates.is_empty()
+        };
+        let rounds = (0..1_000).filter(|address| probed(*address)).count();
+        assert_eq!(rounds, HOST_BURST as usize);
     }
 
     #[test]
