@@ -191,7 +191,7 @@ impl Ways {
     /// There is an address to be told that there was not before.
     pub(super) fn note_chance(&mut self, context: &mut Context) {
         let now = context.now_us();
-        for (id, peer) in &mut self.of {
+        for (id, peer) in self.of.iter_mut().filter(|(_, peer)| peer.paths.wants_rounds()) {
             match self.side {
                 Side::Visitor => peer.paths.chance_improved(now),
                 Side::Provider => punching::tell(*id, &Message::Again, context),

@@ -80,6 +80,8 @@ pub struct Rendezvous {
     peers: Peers,
     registry: Registry<TunnelId>,
     members: HashMap<TunnelId, Member>,
+    /// Whose the links are.
+    by_link: HashMap<u32, TunnelId>,
     /// Those whose requests have not all been heard.
     unheard: VecDeque<TunnelId>,
     /// Of keys, where they are limited.
@@ -132,6 +134,7 @@ impl Rendezvous {
             peers: Peers::tunnels(settings.of_tunnels(), seed),
             registry: Registry::new(Limits::default()),
             members: HashMap::new(),
+            by_link: HashMap::new(),
             unheard: VecDeque::new(),
             meters: HashMap::new(),
             journal: Journal::default(),
@@ -470,8 +473,8 @@ impl Rendezvous {
 
     /// A peer's process has ended, or soon begins anew: it, too, takes the end of its link for the end of its tunnel.
     fn note_link_down(&mut self, link: u32) {
-        let peer = self.members.iter().find(|(_, member)| member.link == Some(link)).map(|(peer, _)| *peer);
-        if let Some(peer) = peer {
+        let peer = self.by_link.remove(&link);
+        if let Some(peer) = peer.filter(|peer| self.members.get(peer).is_some_and(|member| member.link == Some(link))) {
             self.let_go(peer, CloseReason::Done);
         }
     }
@@ -523,7 +526,8 @@ impl Rendezvous {
     }
 
     fn note_lost(&mut self, peer: TunnelId) {
-        self.members.remove(&peer);
+        let link = self.members.remove(&peer).and_then(|member| member.link);
+        link.and_then(|link| self.by_link.remove(&link));
         self.registry.leave(self.now_us(), peer);
         self.desk.leave(peer);
     }
@@ -633,7 +637,9 @@ impl Rendezvous {
         let Some(address) = address else { return };
         let Some(member) = self.members.get_mut(&peer) else { return };
         if let Way::Link(number) = way {
-            member.link = Some(number);
+            let before = member.link.replace(number);
+            before.and_then(|before| self.by_link.remove(&before));
+            self.by_link.insert(number, peer);
         }
         let Some(tunnel) = self.peers.endpoint().and_then(|endpoint| endpoint.tunnel(peer)) else { return };
         if !member.tell_address(transport, address, tunnel) {

@@ -306,7 +306,7 @@ impl Via {
                 }
                 Event::Address(Transport::Tcp, address) => {
                     if let Some(up) = &mut self.up {
-                        self.has_learnt = up.reflexive.is_none();
+                        self.has_learnt |= up.reflexive.is_none();
                         up.reflexive = Some(address);
                         up.seen_as = Some(address.ip());
                     }
